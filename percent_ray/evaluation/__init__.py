@@ -1,0 +1,1 @@
+"""Diversity and quality of finished images."""

@@ -1,0 +1,1 @@
+"""Pure torch: schedules, SDE transitions, samplers."""

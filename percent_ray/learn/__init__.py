@@ -1,0 +1,1 @@
+"""Replay, loss, optimizer step, checkpoints."""

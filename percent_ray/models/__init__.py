@@ -1,0 +1,1 @@
+"""Text-to-image flow models behind one Protocol."""

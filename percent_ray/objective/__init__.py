@@ -1,0 +1,1 @@
+"""Pure torch: advantages, entropies, reward shaping, the GRPO loss."""

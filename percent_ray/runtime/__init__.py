@@ -1,0 +1,1 @@
+"""The three roles, in Ray actors or in one process."""

@@ -1,0 +1,1 @@
+"""Rewards and image encoders behind one Protocol."""

@@ -1,0 +1,1 @@
+"""The embedded world: what runs with no GPU and no network."""
