@@ -1,0 +1,40 @@
+"""The KL to a reference policy. PAPER sections 1 and 4."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from percent_ray.flow.sde import Transition
+
+KLForm = Literal["gaussian", "flow_grpo"]
+"""`gaussian`: the true KL, with dt. `flow_grpo`: Flow-GRPO's code, which divides by 2 g^2 instead
+of 2 s^2, so that it is the true KL times -dt and its beta is on another scale."""
+
+
+def gaussian_kl(
+    mean: Float[Tensor, "B ..."],
+    mean_reference: Float[Tensor, "B ..."],
+    scale: Float[Tensor, " B"],
+) -> Float32[Tensor, " B"]:
+    """||mu - mu_ref||^2 / (2 scale^2), mean over the latent's elements (PAPER section 1).
+
+    With scale = s the KL of two policies at one step, in nats a dimension; KL-Cov has it too, with
+    the old policy's mean for reference.
+    """
+    gap = (mean.float() - mean_reference.float()).square().flatten(1)
+    return (gap.mean(1, dtype=torch.float64) / (2 * scale.double().square())).float()
+
+
+def reference_kl(
+    policy: Transition, reference: Transition, *, form: KLForm
+) -> Float32[Tensor, " B"]:
+    """KL(policy || reference) of each row, for one step of both; the reference gets no gradient."""
+    if form == "gaussian":
+        scale = policy.std
+    elif form == "flow_grpo":
+        scale = policy.diffusion
+    else:
+        raise ValueError(f"unknown KL form {form!r}; set it to 'gaussian' or 'flow_grpo'")
+    return gaussian_kl(policy.mean, reference.mean.detach(), scale)

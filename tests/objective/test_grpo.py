@@ -1,0 +1,122 @@
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from percent_ray.flow.sde import transition
+from percent_ray.objective.grpo import grpo_loss, merge
+
+few = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@few
+@given(seed=st.integers(0, 2**20), low=st.floats(0, 0.2), high=st.floats(0, 0.3))
+def test_loss_equals_numpy(seed, low, high):
+    new, old, advantage = (
+        normal(seed, 40),
+        normal(seed, 40) + 0.2 * normal(seed + 1, 40),
+        normal(seed + 2, 40),
+    )
+    loss, metrics = grpo_loss(new, old, advantage, clip_low=low, clip_high=high)
+    ratio, a = np.exp((new - old).double().numpy()), advantage.double().numpy()
+    expected = np.maximum(-a * ratio, -a * np.clip(ratio, 1 - low, 1 + high))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-5)
+    assert metrics.count == 40
+    assert metrics.ratio_sum.item() == pytest.approx(ratio.sum(), rel=1e-5)
+    assert metrics.ratio_deviation_max.item() == pytest.approx(abs(ratio - 1).max(), rel=1e-3)
+    assert metrics.clip_low_sum == ((ratio < 1 - low) & (a < 0)).sum()
+    assert metrics.clip_high_sum == ((ratio > 1 + high) & (a > 0)).sum()
+    assert metrics.approx_kl_sum.item() == pytest.approx(
+        0.5 * np.square((new - old).double().numpy()).sum(), rel=1e-4
+    )
+
+
+def test_gradient_at_ratio_one_is_the_policy_gradient():
+    velocity, latents = normal(0, 4, 6).requires_grad_(), normal(1, 4, 6)
+    policy = transition(
+        velocity, latents, 0.8, 0.7, sigma_second=0.9, noise_level=0.7, kind="flow_sde"
+    )
+    log_prob = policy.log_prob(policy.draw(normal(2, 4, 6)))
+    advantage = torch.tensor([1.5, -0.5, 0.3, -2.0])
+    loss, metrics = grpo_loss(log_prob, log_prob.detach(), advantage, clip_low=1e-4, clip_high=1e-4)
+    (gradient,) = torch.autograd.grad(loss.sum(), velocity, retain_graph=True)
+    (expected,) = torch.autograd.grad((-advantage * log_prob).sum(), velocity)
+    assert expected.abs().min() > 0
+    torch.testing.assert_close(gradient, expected)
+    assert metrics.ratio_deviation_max == 0
+    assert metrics.clip_low_sum + metrics.clip_high_sum == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "advantage", "moves"),
+    [
+        (0.2, 1.0, False),
+        (0.2, -1.0, True),
+        (-0.2, 1.0, True),
+        (-0.2, -1.0, False),
+        (0.05, 1.0, True),
+    ],
+)
+def test_a_clipped_transition_has_no_gradient(change, advantage, moves):
+    log_prob = torch.tensor([change], requires_grad=True)
+    loss, metrics = grpo_loss(
+        log_prob, torch.zeros(1), torch.tensor([advantage]), clip_low=0.1, clip_high=0.1
+    )
+    loss.sum().backward()
+    assert log_prob.grad is not None
+    assert (log_prob.grad != 0).item() == moves
+    assert metrics.clip_low_sum + metrics.clip_high_sum == (not moves)
+
+
+def test_clip_higher_lets_good_transitions_go_further():
+    log_prob = torch.tensor([0.2, -0.2], requires_grad=True)
+    loss, metrics = grpo_loss(
+        log_prob, torch.zeros(2), torch.tensor([1.0, -1.0]), clip_low=0.1, clip_high=0.3
+    )
+    loss.sum().backward()
+    assert log_prob.grad is not None
+    assert log_prob.grad[0] != 0
+    assert log_prob.grad[1] == 0
+    assert (metrics.clip_low_sum, metrics.clip_high_sum) == (1, 0)
+
+
+@few
+@given(cuts=st.lists(st.integers(1, 29), min_size=1, max_size=4, unique=True).map(sorted))
+def test_loss_and_metrics_do_not_depend_on_micro_batches(cuts):
+    """Invariant 6."""
+    new, old, advantage = (normal(i, 30) for i in range(3))
+    options = {"clip_low": 0.2, "clip_high": 0.3}
+    loss, whole = grpo_loss(new, old, advantage, **options)
+    parts = [
+        grpo_loss(*pieces, **options)
+        for pieces in zip(
+            *(torch.tensor_split(t, cuts) for t in (new, old, advantage)), strict=True
+        )
+    ]
+    assert torch.equal(torch.cat([part for part, _ in parts]), loss)
+    merged = functools.reduce(merge, [metrics for _, metrics in parts])
+    for field in dataclasses.fields(whole):
+        torch.testing.assert_close(
+            getattr(merged, field.name), getattr(whole, field.name), rtol=1e-12, atol=0
+        )
+
+
+def test_metrics_hold_no_graph():
+    log_prob = torch.zeros(3, requires_grad=True)
+    _, metrics = grpo_loss(log_prob, torch.zeros(3), torch.ones(3), clip_low=0.1, clip_high=0.1)
+    values = [getattr(metrics, field.name) for field in dataclasses.fields(metrics)]
+    assert not any(value.requires_grad for value in values)
+
+
+def test_a_negative_clip_range_is_refused():
+    x = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"clip ranges are -0\.1 and 0\.1"):
+        grpo_loss(x, x, x, clip_low=-0.1, clip_high=0.1)

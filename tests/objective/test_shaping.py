@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from percent_ray.objective.advantage import advantages
+from percent_ray.objective.entropy import perceptual_log_prob
+from percent_ray.objective.shaping import (
+    pcvae_term,
+    pec_term,
+    relative_lambda,
+    shape,
+    step_weights,
+)
+
+few = settings(max_examples=10, deadline=None, derandomize=True)
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@few
+@given(seed=st.integers(0, 2**20), lam=st.sampled_from([0.03, 0.05, 0.10]))
+def test_shaped_rewards_equal_a_transcription_of_equations_16_to_21(seed, lam):
+    rewards, log_p, log_old = (
+        normal(seed, 3, 4),
+        normal(seed + 1, 3, 4, 5),
+        normal(seed + 2, 3, 4, 5),
+    )
+    omega = step_weights(torch.tensor([0.9, 0.6, 0.5, 0.4, 0.3]), "variance")
+    pec, pcvae = np.zeros((3, 4)), np.zeros((3, 4))
+    for g in range(3):
+        for k in range(4):
+            r = rewards[g, k].item()
+            pec[g, k] = pcvae[g, k] = r
+            for i in range(5):
+                w, p, old = omega[i].item(), log_p[g, k, i].item(), log_old[g, k, i].item()
+                pec[g, k] += lam / 5 * w * -p
+                pcvae[g, k] -= lam / 5 * w * (p - old)
+    np.testing.assert_allclose(shape(rewards, pec_term(log_p, omega), lam), pec, atol=1e-5)
+    np.testing.assert_allclose(
+        shape(rewards, pcvae_term(log_p, log_old, omega), lam), pcvae, atol=1e-5
+    )
+
+
+def test_signs():
+    """PEC rewards features that move; PCVAE rewards a perceptual log-prob below the policy's."""
+    mean, std, omega = torch.zeros(2, 1, 4), torch.tensor([0.5]), torch.ones(1)
+    moved = torch.stack([torch.full((1, 4), 0.1), torch.full((1, 4), 0.9)])
+    log_p = perceptual_log_prob(moved, mean, std)
+    still, far = pec_term(log_p, omega)
+    assert far > still
+    near, below = pcvae_term(log_p, torch.zeros(2, 1), omega)
+    assert below > near
+
+
+def test_step_weights_have_mean_one():
+    std = torch.tensor([0.9, 0.6, 0.3])
+    assert torch.equal(step_weights(std, "uniform"), torch.ones(3))
+    variance = step_weights(std, "variance")
+    assert variance.mean().item() == pytest.approx(1)
+    assert (variance[0] / variance[2]).item() == pytest.approx(9)
+    with pytest.raises((ValueError, TypeError), match="std"):
+        step_weights(std, "std")
+
+
+def test_variance_weights_leave_the_squared_distance():
+    """PAPER section 6: with omega ~ s^2 the term is sum ||d phi||^2 and constants of the group."""
+    sample, mean, std = normal(0, 6, 3, 8), normal(1, 6, 3, 8), torch.tensor([0.9, 0.5, 0.3])
+    term = pec_term(perceptual_log_prob(sample, mean, std), step_weights(std, "variance"))
+    distance = (sample - mean).square().mean(-1).sum(-1) / (6 * std.square().mean())
+    torch.testing.assert_close(term - term.mean(), distance - distance.mean())
+
+
+def test_constants_of_the_group_do_not_move_advantages():
+    rewards, log_p, omega = normal(0, 2, 6), normal(1, 2, 6, 3), torch.ones(3)
+    shaped = shape(rewards, pec_term(log_p, omega), 0.1)
+    shifted = shape(rewards, pec_term(log_p + 3, omega), 0.1)
+    torch.testing.assert_close(
+        advantages(shaped, std="group"), advantages(shifted, std="group"), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_relative_lambda_pools_stds_within_groups():
+    rewards = torch.tensor([[0.0, 2.0], [10.0, 10.0]])
+    terms = torch.tensor([[0.0, 1.0], [50.0, 57.0]])
+    pooled_rewards, pooled_terms = np.sqrt((1 + 0) / 2), np.sqrt((0.25 + 12.25) / 2)
+    expected = 0.5 * pooled_rewards / pooled_terms
+    assert relative_lambda(rewards, terms, 0.5) == pytest.approx(expected)
+    assert relative_lambda(rewards, 10 * terms, 0.5) == pytest.approx(expected / 10)
+
+
+def test_relative_lambda_refuses_what_does_not_vary():
+    flat, varied = torch.full((2, 3), 0.1), normal(0, 2, 3)
+    with pytest.raises(ValueError, match="rewards of 2 groups of 3 have std 0"):
+        relative_lambda(flat, varied, 0.5)
+    with pytest.raises(ValueError, match="perceptual terms of 2 groups of 3 have std 0"):
+        relative_lambda(varied, flat, 0.5)
