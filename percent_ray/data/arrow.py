@@ -1,0 +1,179 @@
+"""Tensors as Arrow tables: what trajectories, conditions and weights travel in.
+
+Every column is a `fixed_shape_tensor`, every table has one chunk, so that a reader gets a tensor
+over the table's own memory (a shared-memory mapping, under Ray) and a row slice ships only its
+rows. bfloat16, which Arrow lacks, travels as int16. A field's metadata `dtype` is the torch dtype;
+the schema's metadata `percent_ray` is JSON.
+
+| trajectory, K rows    | row shape      | dtype   | what                                          |
+|-----------------------|----------------|---------|-----------------------------------------------|
+| latents               | [S+1, C, H, W] | storage | SDE step i goes from row i to row i + 1       |
+| means                 | [S, C, H, W]   | storage | mu of the drawing policy                      |
+| final                 | [C, H, W]      | storage | latents at sigma 0                            |
+| clean_next (optional) | [N, C, H, W]   | storage | clean predictions from the drawn latents      |
+| clean_mean (optional) | [N, C, H, W]   | storage | clean predictions from the means              |
+| log_probs             | [S]            | float32 | log pi_old of each SDE step                   |
+
+    {"schema": "trajectory", "version": 1, "steps": [start, stop]}
+
+Storage is float32, float16 or bfloat16, column by column.
+
+| tensors, 1 row | row shape | dtype | what                                                      |
+|----------------|-----------|-------|-----------------------------------------------------------|
+| any names      | any       | any   | a condition (every tensor [1, ...]), or published weights |
+
+    {"schema": "tensors", "version": 1}
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+VERSION = 1
+STORAGE = (torch.float32, torch.float16, torch.bfloat16)
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (*STORAGE, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8)
+}
+
+
+def trajectory_table(
+    *,
+    latents: Float[Tensor, "K S+1 C H W"],
+    means: Float[Tensor, "K S C H W"],
+    log_probs: Float32[Tensor, "K S"],
+    final: Float[Tensor, "K C H W"],
+    steps: range,
+    clean_next: Float[Tensor, "K N C H W"] | None = None,
+    clean_mean: Float[Tensor, "K N C H W"] | None = None,
+) -> pa.Table:
+    """The trajectory table of one group, over the memory of the tensors where they are on the CPU.
+
+    Raises ValueError for shapes that do not belong together and for other dtypes.
+    """
+    images, count = log_probs.shape
+    columns = {"latents": latents, "means": means, "final": final}
+    if clean_next is not None and clean_mean is not None:
+        columns |= {"clean_next": clean_next, "clean_mean": clean_mean}
+    for name, tensor in columns.items():
+        if len(tensor) != images or tensor.dtype not in STORAGE:
+            raise ValueError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)}, expected a floating dtype of at "
+                f"most 32 bits and {images} rows, as log_probs has"
+            )
+    if (latents.shape[1], means.shape[1], len(steps)) != (count + 1, count, count):
+        raise ValueError(
+            f"latents have {latents.shape[1]} steps, means {means.shape[1]}, the range {steps} "
+            f"{len(steps)}; expected {count + 1}, {count}, {count} as log_probs has {count}"
+        )
+    if log_probs.dtype != torch.float32:
+        raise ValueError(f"log_probs are {log_probs.dtype}, expected torch.float32")
+    return _table(columns | {"log_probs": log_probs}, "trajectory", steps=[steps.start, steps.stop])
+
+
+def steps(table: pa.Table) -> range:
+    """The SDE steps of a trajectory table. ValueError for any other table."""
+    return range(*_metadata(table, "trajectory")["steps"])
+
+
+def column(table: pa.Table, name: str) -> Tensor:
+    """The column as a tensor [rows, ...] over the table's memory, in its original dtype.
+
+    Never write to it: the memory may be a mapping that other processes read. Raises ValueError
+    where the column is missing or in more than one chunk.
+    """
+    _metadata(table)
+    return _column(table, name)
+
+
+def owned(table: pa.Table, name: str) -> Tensor:
+    """A copy of the column [rows, ...], safe to write to."""
+    return column(table, name).clone()
+
+
+def pack(tensors: Mapping[str, Tensor]) -> pa.Table:
+    """One row, one column a tensor of any shape, over the memory of those on the CPU.
+
+    Raises ValueError for a dtype that is not in `DTYPES`, and for empty tensors.
+    """
+    return _table({name: tensor.unsqueeze(0) for name, tensor in tensors.items()}, "tensors")
+
+
+def unpack(table: pa.Table) -> dict[str, Tensor]:
+    """The tensors of `pack`, over the table's memory: clone before writing. ValueError for any
+    other table."""
+    _metadata(table, "tensors")
+    return {name: _column(table, name)[0] for name in table.column_names}
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, dtypes, shapes and bytes, whatever the order of the names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _table(columns: Mapping[str, Tensor], schema: str, **metadata: Any) -> pa.Table:
+    """Each column [rows, ...]."""
+    fields, arrays = [], []
+    for name, tensor in columns.items():
+        array = _array(name, tensor)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        fields.append(pa.field(name, array.type, nullable=False, metadata={"dtype": dtype}))
+        arrays.append(array)
+    text = json.dumps({"schema": schema, "version": VERSION} | metadata)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields, {"percent_ray": text}))
+
+
+def _array(name: str, tensor: Tensor) -> pa.ExtensionArray:
+    if tensor.dtype not in DTYPES.values() or not tensor.numel():
+        raise ValueError(
+            f"{name} is {tensor.dtype} {list(tensor.shape)}; Arrow takes non-empty tensors of "
+            f"{', '.join(DTYPES)}"
+        )
+    values = tensor.detach().cpu().contiguous()
+    if values.dtype == torch.bfloat16:
+        values = values.view(torch.int16)
+    flat = pa.array(values.reshape(-1).numpy())
+    shape = list(tensor.shape[1:])
+    rows = pa.FixedSizeListArray.from_arrays(flat, math.prod(shape))
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(flat.type, shape), rows)
+
+
+def _column(table: pa.Table, name: str) -> Tensor:
+    if name not in table.column_names:
+        raise ValueError(f"no column {name!r}; the table has {', '.join(table.column_names)}")
+    chunks = table.column(name)
+    if chunks.num_chunks != 1:
+        raise ValueError(
+            f"column {name!r} is in {chunks.num_chunks} chunks; combine_chunks() first"
+        )
+    rows = chunks.chunk(0)
+    # DLPack rather than numpy: torch warns of memory that numpy calls read-only.
+    flat = torch.from_dlpack(rows.storage.flatten())
+    dtype = DTYPES[table.schema.field(name).metadata[b"dtype"].decode()]
+    return flat.view(dtype).reshape(len(rows), *rows.type.shape)
+
+
+def _metadata(
+    table: pa.Table, schema: Literal["trajectory", "tensors"] | None = None
+) -> dict[str, Any]:
+    """The schema's JSON; ValueError for a table of another schema or version."""
+    text = (table.schema.metadata or {}).get(b"percent_ray")
+    found: dict[str, Any] = json.loads(text) if text else {}
+    if found.get("version") != VERSION or schema not in (None, found["schema"]):
+        raise ValueError(
+            f"expected a {schema or 'percent_ray'} table of version {VERSION}, got "
+            f"{found.get('schema', 'a foreign table')} of version {found.get('version')}"
+        )
+    return found
