@@ -118,4 +118,6 @@ class Update:
     version: int
     """The version after the update."""
     metrics: Mapping[str, float]
+    checksum: str
+    """Of the new version's weights."""
     span: Span

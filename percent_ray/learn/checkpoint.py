@@ -1,0 +1,146 @@
+"""Checkpoint folders that are whole or not there, and the driver's part of one.
+
+    RUN/checkpoints/step-00000060/{driver.json, engine.json, learner.json, policy/, ...}
+
+A folder is written under a temporary name, synced to disk and renamed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from percent_ray.config import Recipe
+
+FORMAT = 1
+PARTIAL = ".partial-"
+FREE = (
+    "run.name",
+    "run.folder",
+    "run.steps",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "model.gradient_checkpointing",
+    "sampling.batch_size",
+    "perceptual.batch_size",
+    "learner.micro_batch",
+    "learner.zero_stage",
+    "data.probe_prompts",
+    "monitor",
+    "runtime",
+)
+"""What a resumed run may change: it alters no number that is learned from, but for rounding and
+the age of the groups. The engine refuses another ZeRO stage or number of learners by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriverState:
+    """Where a run stands, beside the learner's weights. Every field is JSON."""
+
+    version: int
+    """The policy version in the checkpoint: learner steps done."""
+    next_group: int
+    """First group that is not learned from yet; prompts and draws follow from it."""
+    shape_state: Mapping[str, Any]
+    """What shaping measured once and keeps."""
+    mlflow_run_id: str | None
+    """The run that a resumed one continues."""
+
+
+@contextmanager
+def writing(run_folder: Path, step: int, *, keep: int) -> Iterator[Path]:
+    """An empty folder to write the checkpoint of `step` into; at the end it takes its name at once.
+
+    Clears the remains of interrupted checkpoints first, and leaves the last `keep` checkpoints.
+    An exception inside leaves none of it. Raises ValueError where the step has a checkpoint.
+    """
+    root = run_folder / "checkpoints"
+    target = root / f"step-{step:08d}"
+    if target.exists():
+        raise ValueError(f"{target} exists; resume it, or set another run.name")
+    root.mkdir(parents=True, exist_ok=True)
+    for remains in root.glob(f"{PARTIAL}*"):
+        shutil.rmtree(remains)
+    partial = root / f"{PARTIAL}{target.name}"
+    partial.mkdir()
+    try:
+        yield partial
+        _sync(partial)
+        os.replace(partial, target)
+        _sync_folder(root)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in _all(run_folder)[:-keep]:
+        # Renamed first: a half-deleted checkpoint must not look like one.
+        doomed = old.rename(root / f"{PARTIAL}{old.name}")
+        shutil.rmtree(doomed)
+
+
+def latest(run_folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    return next(reversed(_all(run_folder)), None)
+
+
+def write_state(folder: Path, state: DriverState, recipe: Recipe) -> None:
+    """Write the driver's state and the recipe into a checkpoint folder."""
+    fields = {"format": FORMAT, "state": asdict(state), "recipe": recipe.model_dump(mode="json")}
+    (folder / "driver.json").write_text(json.dumps(fields, indent=1))
+
+
+def read_state(folder: Path, recipe: Recipe) -> DriverState:
+    """The driver's state. Raises ValueError for another format, and for a checkpoint whose recipe
+    differs in a field that is not in `FREE`: it names the fields and both values."""
+    fields = json.loads((folder / "driver.json").read_text())
+    if fields["format"] != FORMAT:
+        raise ValueError(f"{folder} has checkpoint format {fields['format']}, expected {FORMAT}")
+    then = dict(_leaves(fields["recipe"]))
+    now = dict(_leaves(json.loads(recipe.model_dump_json())))
+    changed = [
+        f"{name} was {then.get(name, 'not there')}, is {now.get(name, 'not there')}"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name) and not _free(name)
+    ]
+    if changed:
+        raise ValueError(f"{folder} is of another recipe: {'; '.join(changed)}; set them back")
+    return DriverState(**fields["state"])
+
+
+def _all(run_folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted((run_folder / "checkpoints").glob("step-*"))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in FREE)
+
+
+def _sync(folder: Path) -> None:
+    """To disk, with everything in it: a rename can reach the disk before the data does."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,159 @@
+"""What an update asks of the optimizer, and the one-process engine in plain torch.
+
+`learn/zero.py` is the other engine. The same losses give both the same gradients.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from percent_ray import config
+from percent_ray.models.base import Policy
+
+STAMP = "engine.json"
+
+
+class Engine(Protocol):
+    """Gradients, optimizer and trained weights of one rank. Every rank calls every method, in the
+    same order, and `backward` equally often."""
+
+    rank: int
+    world: int
+    """Ranks in all."""
+    device: torch.device
+    """Of the policy's module."""
+
+    def backward(self, loss: Float[Tensor, ""], *, last: bool) -> None:
+        """Add the gradient of `loss`. `step` applies the plain sum over calls and ranks, so a loss
+        carries its own weight. `last` marks the final call before `step`."""
+        ...
+
+    def step(self) -> float:
+        """One optimizer step on the gradients added since the last one, clipped to
+        `learner.max_grad_norm`. Returns their norm before the clip, over all ranks; raises
+        FloatingPointError where that is not finite."""
+        ...
+
+    def all_reduce(
+        self, values: Float64[Tensor, " n"], op: Literal["sum", "max"]
+    ) -> Float64[Tensor, " n"]:
+        """The sum or maximum over ranks, on every rank."""
+        ...
+
+    def gather(self) -> dict[str, Tensor] | None:
+        """Copies on the CPU of the trained weights by name, whole; None on all ranks but 0."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write optimizer state and trained weights into an existing folder that all ranks see."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Continue from `save`. Raises ValueError, before anything is loaded, where the folder is
+        of another engine, ZeRO stage or number of ranks."""
+        ...
+
+
+class TorchEngine:
+    """`Engine` of one process: torch.optim.AdamW.
+
+    Raises ValueError unless the trained weights are float32: AdamW's steps are lost in bfloat16.
+    """
+
+    def __init__(self, learner: config.Learner, policy: Policy) -> None:
+        self.rank, self.world = 0, 1
+        self._max_grad_norm = learner.max_grad_norm
+        self._weights = policy.trainable()
+        for name, weight in self._weights.items():
+            if weight.dtype != torch.float32:
+                raise ValueError(
+                    f"the one-process learner trains float32 weights, {name} is {weight.dtype}; "
+                    "set model.dtype float32, model.lora_rank above 0 or runtime.backend ray"
+                )
+        self.device = next(iter(self._weights.values())).device
+        self._optimizer = adamw(learner, self._weights)
+
+    def backward(self, loss: Float[Tensor, ""], *, last: bool) -> None:
+        loss.backward()
+
+    def step(self) -> float:
+        gradients = [w.grad for w in self._weights.values() if w.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        check_norm(norm.item())
+        if self._max_grad_norm:
+            torch.nn.utils.clip_grads_with_norm_(self._weights.values(), self._max_grad_norm, norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return norm.item()
+
+    def all_reduce(
+        self, values: Float64[Tensor, " n"], op: Literal["sum", "max"]
+    ) -> Float64[Tensor, " n"]:
+        return values
+
+    def gather(self) -> dict[str, Tensor] | None:
+        return copies(self._weights)
+
+    def save(self, folder: Path) -> None:
+        state = {"weights": copies(self._weights), "optimizer": self._optimizer.state_dict()}
+        torch.save(state, folder / "engine.pt")
+        write_stamp(folder, stage=None, world=1)
+
+    def load(self, folder: Path) -> None:
+        check_stamp(folder, stage=None, world=1)
+        state = torch.load(folder / "engine.pt", map_location=self.device, weights_only=True)
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.copy_(state["weights"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def adamw(learner: config.Learner, weights: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
+    """The optimizer of every engine."""
+    return torch.optim.AdamW(
+        weights.values(),
+        lr=learner.lr,
+        betas=learner.betas,
+        eps=learner.eps,
+        weight_decay=learner.weight_decay,
+    )
+
+
+def copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU."""
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
+
+
+def check_norm(norm: float) -> None:
+    """Raises FloatingPointError for a gradient norm that is not finite."""
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm is {norm}; set a lower learner.lr")
+
+
+def write_stamp(folder: Path, *, stage: int | None, world: int) -> None:
+    """Note who wrote a folder: a ZeRO stage, or None for `TorchEngine`, on `world` ranks."""
+    (folder / STAMP).write_text(json.dumps({"zero_stage": stage, "workers": world}))
+
+
+def check_stamp(folder: Path, *, stage: int | None, world: int) -> None:
+    """Raises ValueError that says what to set where `write_stamp` noted something else."""
+    path = folder / STAMP
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no learner state: {STAMP} is missing")
+    found = json.loads(path.read_text())
+    if (found["zero_stage"], found["workers"]) == (stage, world):
+        return
+    backend = "local" if found["zero_stage"] is None else "ray"
+    settings = [f"runtime.backend {backend}", f"runtime.learner.workers {found['workers']}"]
+    if found["zero_stage"] is not None:
+        settings.append(f"learner.zero_stage {found['zero_stage']}")
+    this = "plain torch" if stage is None else f"ZeRO stage {stage}"
+    raise ValueError(
+        f"{folder} cannot be resumed by {this} on {world} learner(s); set {', '.join(settings)}"
+    )

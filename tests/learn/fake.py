@@ -1,0 +1,175 @@
+"""A policy of a few plain layers, and batches that it draws: everything that learning needs."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from percent_ray import config
+from percent_ray.data import arrow
+from percent_ray.flow.noise import generator, group_noise
+from percent_ray.flow.sampler import rollout
+from percent_ray.models.base import Condition
+from percent_ray.types import ShapedBatch, ShapedRow
+
+SHAPE = (2, 4, 4)
+WIDTH = 330
+"""WIDTH x WIDTH is more than the 1e5 elements below which ZeRO-3 leaves a tensor whole."""
+
+
+class Adapted(nn.Linear):
+    """A frozen layer with a trained one beside it that can be switched off."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.adapter = nn.Linear(inputs, outputs, bias=False)
+        self.adapted = True
+        nn.init.normal_(self.adapter.weight, std=0.02)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = super().forward(input)
+        return output + self.adapter(input) if self.adapted else output
+
+
+class Velocity(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Adapted(32 + 1 + 3, WIDTH)
+        self.middle = Adapted(WIDTH, WIDTH)
+        self.last = Adapted(WIDTH, 32)
+
+    def forward(self, latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
+        inputs = torch.cat([latents.flatten(1), sigma[:, None], embeds], 1)
+        inputs = inputs.to(self.first.weight.dtype)
+        hidden = torch.tanh(self.middle(torch.tanh(self.first(inputs))))
+        return self.last(hidden).float().reshape(latents.shape)
+
+
+class FakePolicy:
+    """`models.base.Policy` with guidance 2. `full` trains every weight, in `dtype`."""
+
+    latent_shape = SHAPE
+
+    def __init__(
+        self, seed: int = 0, *, full: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.module = Velocity()
+        self.module.to(dtype)
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(full or "adapter" in name)
+
+    def encode(self, texts: Sequence[str]) -> Condition:
+        rows = [torch.randn(3, generator=generator("encode", text)) for text in texts]
+        return {"embeds": torch.stack(rows)}
+
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        embeds = condition["embeds"].expand(len(latents), -1)
+        conditional = self.module(latents, sigma, embeds)
+        with torch.no_grad():
+            unconditional = self.module(latents, sigma, torch.zeros_like(embeds))
+        return unconditional + 2.0 * (conditional - unconditional)
+
+    def sigmas(self, steps: int) -> Tensor:
+        return torch.linspace(1, 0, steps + 1)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        layers = [layer for layer in self.module.modules() if isinstance(layer, Adapted)]
+        for layer in layers:
+            layer.adapted = False
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.adapted = True
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        return {k: v for k, v in self.module.named_parameters() if v.requires_grad}
+
+    def save(self, folder: str, weights: Mapping[str, Tensor]) -> None:
+        Path(folder).mkdir()
+        save_file(dict(weights), Path(folder) / "weights.safetensors")
+
+
+def fake_recipe(folder: Path, **sections: dict[str, Any]) -> config.Recipe:
+    """Four steps, three of them trained; sections override field by field."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a red circle\na blue square\n")
+    fields: dict[str, dict[str, Any]] = {
+        "data": {"prompts": str(prompts), "groups_per_step": 4},
+        "sampling": {"steps": 4, "group_size": 6, "batch_size": 6},
+        "objective": {"clip_low": 0.02, "clip_high": 0.03},
+        # At the usual eps AdamW blows the rounding of gradients near 0 up to whole steps.
+        "learner": {
+            "lr": 1e-3,
+            "eps": 1e-4,
+            "micro_batch": 3,
+            "ema_every": 2,
+            "max_grad_norm": 0.05,
+        },
+    }
+    for name, changes in sections.items():
+        fields[name] = fields.get(name, {}) | changes
+    return config.Recipe.model_validate(fields)
+
+
+@dataclass(frozen=True)
+class Batch:
+    shaped: ShapedBatch
+    tables: list[tuple[pa.Table, pa.Table]]
+
+
+def draw_batch(
+    policy: FakePolicy,
+    recipe: config.Recipe,
+    *,
+    groups: int = 4,
+    images: int = 6,
+    step: int = 0,
+    version: int = 0,
+) -> Batch:
+    """Groups as a rollout would draw them under the policy's present weights."""
+    rows, tables = [], []
+    for number in range(groups):
+        group_id = step * groups + number
+        condition = policy.encode([f"prompt {group_id}"])
+        payload = draw_group(policy, recipe, group_id, condition, images)
+        source = generator("advantages", group_id)
+        advantages = torch.randn(images, generator=source).numpy()
+        tables.append((payload, arrow.pack(condition)))
+        rows.append(ShapedRow(group_id, version, *tables[-1], advantages))
+    return Batch(ShapedBatch(step, version, tuple(rows)), tables)
+
+
+def draw_group(
+    policy: FakePolicy, recipe: config.Recipe, group_id: int, condition: Condition, images: int
+) -> pa.Table:
+    def draw(step: int) -> Tensor:
+        return group_noise(recipe.run.seed, group_id, range(images), step, SHAPE)
+
+    steps = range(recipe.sampling.steps - 1)
+    path = rollout(
+        lambda latents, sigma: policy.velocity(latents, sigma, condition),
+        draw(-1),
+        policy.sigmas(recipe.sampling.steps),
+        steps=steps,
+        noise_level=recipe.sampling.noise_level,
+        kind=recipe.sampling.kind,
+        noise_at=draw,
+        storage_dtype=getattr(torch, recipe.sampling.storage_dtype),
+    )
+    return arrow.trajectory_table(
+        latents=path.latents.transpose(0, 1),
+        means=path.means.transpose(0, 1),
+        log_probs=path.log_probs.transpose(0, 1),
+        final=path.final,
+        steps=steps,
+    )

@@ -1,0 +1,106 @@
+"""What each of two gloo ranks does in the ZeRO tests. All of it in one start of the processes:
+importing deepspeed takes longer than the work."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from percent_ray.config import Recipe
+from percent_ray.data import arrow
+from percent_ray.learn.learner import Learner
+from percent_ray.learn.zero import ZeroEngine
+from tests.learn.fake import FakePolicy, draw_batch
+
+STEPS = 2
+
+
+def train(learner: Learner, recipe: Recipe, *, first: int = 0, steps: int = STEPS) -> list[dict]:
+    """Consume `steps` batches, all drawn by the untrained policy: uneven chunks, off-policy ratios,
+    and with three ranks or micro-batches of 3 some padding. Their metrics."""
+    metrics = []
+    for step in range(first, first + steps):
+        batch = draw_batch(FakePolicy(), recipe, groups=3, images=5, step=step, version=step)
+        metrics.append(dict(learner.update(batch.shaped, batch.tables).metrics))
+    return metrics
+
+
+def with_learner(recipe: Recipe, **changes: object) -> Recipe:
+    return recipe.model_copy(update={"learner": recipe.learner.model_copy(update=changes)})
+
+
+def rank_main(rank: int, port: int, recipe: Recipe, folder: Path) -> None:
+    """Writes every result of this rank to FOLDER/RANK.pt."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    results: dict = {"stages": {}}
+    for stage in (0, 1, 2, 3):
+        results["stages"][stage] = one_stage(with_learner(recipe, zero_stage=stage))
+    results["unclipped"] = one_stage(with_learner(recipe, zero_stage=1, max_grad_norm=0.0))
+    results["resumed"] = resume(with_learner(recipe, zero_stage=2), folder / "checkpoint")
+    results["resumed_3"] = resume(with_learner(recipe, zero_stage=3), folder / "checkpoint_3")
+    results["bf16"] = {
+        stage: bf16(with_learner(recipe, zero_stage=stage, lr=1e-4)) for stage in (1, 2, 3)
+    }
+    results["nan"] = {
+        stage: not_finite(with_learner(recipe, zero_stage=stage)) for stage in (0, 1, 2, 3)
+    }
+    torch.save(results, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def make(recipe: Recipe, **policy: object) -> Learner:
+    fake = FakePolicy(**policy)
+    return Learner(recipe, fake, ZeroEngine(recipe.learner, fake))
+
+
+def one_stage(recipe: Recipe) -> dict:
+    learner = make(recipe)
+    metrics = train(learner, recipe)
+    table, checksum = learner.publish()
+    weights = table and {k: v.clone() for k, v in arrow.unpack(table).items()}
+    average = learner._ema.weights if learner._ema else None
+    return {"metrics": metrics, "weights": weights, "checksum": checksum, "ema": average}
+
+
+def resume(recipe: Recipe, folder: Path) -> dict:
+    """Half the steps, save, and the other half in a new learner whose weights start elsewhere."""
+    learner = make(recipe)
+    train(learner, recipe, steps=STEPS // 2)
+    folder.mkdir(exist_ok=True)
+    learner.save(folder)
+    del learner
+    learner = make(recipe)
+    learner.load(folder)
+    saved = learner.publish()[1]
+    metrics = train(learner, recipe, first=STEPS // 2, steps=STEPS // 2)
+    table, _ = learner.publish()
+    weights = table and {k: v.clone() for k, v in arrow.unpack(table).items()}
+    average = learner._ema.weights if learner._ema else None
+    return {"metrics": metrics, "weights": weights, "ema": average, "saved": saved}
+
+
+def bf16(recipe: Recipe) -> dict:
+    learner = make(recipe, full=True, dtype=torch.bfloat16)
+    metrics = train(learner, recipe)
+    table, _ = learner.publish()
+    dtypes = {str(t.dtype) for t in arrow.unpack(table).values()} if table else None
+    return {"metrics": metrics, "dtypes": dtypes}
+
+
+def not_finite(recipe: Recipe) -> str:
+    learner = make(recipe)
+    batch = draw_batch(FakePolicy(), recipe)
+    rows = [replace(row, advantages=row.advantages * float("nan")) for row in batch.shaped.rows]
+    try:
+        learner.update(replace(batch.shaped, rows=tuple(rows)), batch.tables)
+    except FloatingPointError as error:
+        return str(error)
+    return ""

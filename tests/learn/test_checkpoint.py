@@ -1,0 +1,96 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from percent_ray.learn.checkpoint import DriverState, latest, read_state, write_state, writing
+from tests.learn.fake import fake_recipe
+
+STATE = DriverState(version=60, next_group=240, shape_state={"scale": 0.5}, mlflow_run_id="abc")
+
+
+def write(run_folder, step, *, keep=2, text="whole"):
+    with writing(run_folder, step, keep=keep) as folder:
+        (folder / "policy").mkdir()
+        (folder / "policy" / "weights").write_text(text)
+
+
+def names(run_folder):
+    return sorted(path.name for path in (run_folder / "checkpoints").iterdir())
+
+
+def test_the_last_checkpoints_are_kept(tmp_path):
+    assert latest(tmp_path) is None
+    for step in (9, 10, 110):
+        write(tmp_path, step)
+    assert names(tmp_path) == ["step-00000010", "step-00000110"]
+    found = latest(tmp_path)
+    assert found is not None
+    assert (found / "policy" / "weights").read_text() == "whole"
+
+
+def test_an_exception_leaves_the_old_one(tmp_path):
+    write(tmp_path, 1)
+
+    with pytest.raises(IsADirectoryError), writing(tmp_path, 2, keep=2) as folder:
+        folder.write_text("not a file")
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_a_kill_before_the_rename_leaves_the_old_one(tmp_path):
+    """The process dies by SIGKILL with everything written and nothing renamed."""
+    write(tmp_path, 1)
+    script = f"""
+        import os, signal
+        from pathlib import Path
+        from percent_ray.learn import checkpoint
+        checkpoint.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        with checkpoint.writing(Path({str(tmp_path)!r}), 2, keep=2) as folder:
+            (folder / "weights").write_text("new")
+    """
+    run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=os.environ)
+    assert run.returncode == -signal.SIGKILL
+    assert latest(tmp_path) == tmp_path / "checkpoints" / "step-00000001"
+    assert len(names(tmp_path)) == 2
+    write(tmp_path, 2)
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+
+
+def test_a_checkpoint_is_not_written_twice(tmp_path):
+    write(tmp_path, 1)
+    with pytest.raises(
+        ValueError, match=r"step-00000001 exists; resume it, or set another run\.name"
+    ):
+        write(tmp_path, 1)
+
+
+def test_the_state_comes_back_also_with_settings_that_may_change(tmp_path):
+    write_state(tmp_path, STATE, fake_recipe(tmp_path))
+    other = fake_recipe(
+        tmp_path, run={"steps": 7}, learner={"micro_batch": 1}, runtime={"max_staleness": 0}
+    )
+    assert read_state(tmp_path, other) == STATE
+
+
+def test_another_recipe_is_named_field_by_field(tmp_path):
+    write_state(tmp_path, STATE, fake_recipe(tmp_path))
+    other = fake_recipe(tmp_path, learner={"lr": 0.5}, scorers={"clip": {"weight": 1.0}})
+    message = (
+        r"learner.lr was 0.001, is 0.5; "
+        r"scorers.clip.path was not there, is ; .*scorers.pickscore.weight was 1.0, is not there"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_state(tmp_path, other)
+
+
+def test_another_format(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    write_state(tmp_path, STATE, recipe)
+    fields = json.loads((tmp_path / "driver.json").read_text())
+    (tmp_path / "driver.json").write_text(json.dumps(fields | {"format": 9}))
+    with pytest.raises(ValueError, match="checkpoint format 9, expected 1"):
+        read_state(tmp_path, recipe)

@@ -1,0 +1,119 @@
+import socket
+
+import pytest
+import torch
+
+from percent_ray.data import arrow
+from percent_ray.learn.engine import TorchEngine
+from percent_ray.learn.learner import Learner
+from tests.learn.fake import FakePolicy, fake_recipe
+from tests.learn.ranks import rank_main, train, with_learner
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return fake_recipe(
+        tmp_path_factory.mktemp("recipe"),
+        objective={"kl": 0.3, "clip_low": 0.004, "clip_high": 0.006},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def ranks(recipe, folder):
+    """What two ranks found out, by rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(rank_main, (port, recipe, folder), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def plain_torch(recipe, **changes):
+    """Metrics, weights and EMA of one process."""
+    recipe = with_learner(recipe, **changes)
+    policy = FakePolicy()
+    learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
+    metrics = train(learner, recipe)
+    return metrics, arrow.unpack(learner.publish()[0]), learner._ema.weights
+
+
+def largest_gap(one, other):
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+def assert_same_metrics(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_invariant_6_loss_does_not_depend_on_learners_micro_batches_or_zero_stage(
+    recipe, ranks, stage
+):
+    metrics, weights, average = plain_torch(recipe, micro_batch=24)
+    zero = ranks[0]["stages"][stage]
+    assert_same_metrics(zero["metrics"], metrics)
+    assert largest_gap(zero["weights"], weights) < 1e-6
+    assert largest_gap(zero["ema"], average) < 1e-6
+    assert zero["metrics"][1]["ratio/clip_low"] + zero["metrics"][1]["ratio/clip_high"] > 0
+    assert zero["metrics"][0]["grad/norm"] > recipe.learner.max_grad_norm
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_invariant_6_loss_does_not_depend_on_micro_batches(recipe, micro_batch):
+    metrics, weights, average = plain_torch(recipe, micro_batch=24)
+    found, cut, cut_average = plain_torch(recipe, micro_batch=micro_batch)
+    assert_same_metrics(found, metrics)
+    assert largest_gap(cut, weights) < 1e-7
+    assert largest_gap(cut_average, average) < 1e-7
+
+
+def test_without_a_clip(recipe, ranks):
+    metrics, weights, _ = plain_torch(recipe, max_grad_norm=0.0)
+    assert_same_metrics(ranks[0]["unclipped"]["metrics"], metrics)
+    assert largest_gap(ranks[0]["unclipped"]["weights"], weights) < 1e-6
+
+
+def test_metrics_are_the_same_on_every_rank_and_weights_only_on_rank_0(ranks):
+    for stage, zero in ranks[1]["stages"].items():
+        assert zero["metrics"] == ranks[0]["stages"][stage]["metrics"]
+        assert (zero["weights"], zero["ema"], zero["checksum"]) == (None, None, "")
+
+
+@pytest.mark.parametrize(("stage", "key"), [(2, "resumed"), (3, "resumed_3")])
+def test_save_load_continue_equals_a_straight_run(ranks, stage, key):
+    straight, resumed = ranks[0]["stages"][stage], ranks[0][key]
+    assert_same_metrics(resumed["metrics"], straight["metrics"][1:])
+    assert largest_gap(resumed["weights"], straight["weights"]) < 1e-6
+    assert largest_gap(resumed["ema"], straight["ema"]) < 1e-6
+
+
+def test_one_process_does_not_resume_a_group(recipe, ranks, folder):
+    policy = FakePolicy()
+    learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
+    message = r"set runtime.backend ray, runtime.learner.workers 2, learner.zero_stage 2$"
+    with pytest.raises(ValueError, match=message):
+        learner.load(folder / "checkpoint")
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_weight_in_bfloat16(ranks, stage):
+    found = ranks[0]["bf16"][stage]
+    assert found["dtypes"] == {"torch.bfloat16"}
+    assert all(0 < metrics["grad/norm"] < 100 for metrics in found["metrics"])
+    reference = ranks[0]["bf16"][1]["metrics"][0]["grad/norm"]
+    assert found["metrics"][0]["grad/norm"] == pytest.approx(reference, rel=0.01)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_gradient_that_is_not_finite_ends_the_update_on_every_rank(ranks, stage):
+    for rank in ranks:
+        assert rank["nan"][stage].endswith("set a lower learner.lr")
