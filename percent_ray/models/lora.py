@@ -1,0 +1,71 @@
+"""LoRA adapters on a diffusers transformer, through peft. Shared by the model families."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ADAPTER = "default"
+
+
+def add(network: Any, *, rank: int, alpha: int, targets: Sequence[str], seed: int) -> None:
+    """Freeze `network` (a diffusers transformer, on the CPU) and give it a float32 adapter.
+
+    Layers whose names end in one of `targets` are adapted. The first weights are a function of
+    `seed` alone: the global generator is left as it was, and B is zero, so that the network still
+    computes what it did. Raises ValueError that names the targets that match no linear layer.
+    """
+    from peft import LoraConfig
+
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    missing = [t for t in targets if not any(f".{name}".endswith(f".{t}") for name in layers)]
+    if missing or not targets:
+        raise ValueError(
+            f"model.lora_targets: no linear layer of {type(network).__name__} ends in "
+            f"{', '.join(missing) or '()'}; name suffixes such as {_suffix(layers)}"
+        )
+    network.requires_grad_(False)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network.add_adapter(config, ADAPTER)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _suffix(layers: Sequence[str]) -> str:
+    """The last layer's name without its block's number, as an example."""
+    blocks = [name.split(".", 2)[-1] for name in layers if name.count(".") > 2]
+    return (blocks or list(layers))[-1]
+
+
+@contextmanager
+def disabled(network: Any) -> Iterator[None]:
+    """Inside, `network` computes what it did before it had an adapter."""
+    network.disable_adapters()
+    try:
+        yield
+    finally:
+        network.enable_adapters()
+
+
+def save(network: Any, pipeline: Any, folder: str, weights: Mapping[str, Tensor]) -> None:
+    """Write the adapter `weights` (named as the parameters of `network`) to `folder` in the form
+    that the diffusers class `pipeline` reads in `load_lora_weights`.
+
+    The adapter's rank and alpha go along: a reader without them would assume a scale of 1.
+    """
+    layers = {
+        name.replace(f".{ADAPTER}.", "."): weight.detach().cpu().contiguous()
+        for name, weight in weights.items()
+    }
+    pipeline.save_lora_weights(
+        folder,
+        transformer_lora_layers=layers,
+        transformer_lora_adapter_metadata=network.peft_config[ADAPTER].to_dict(),
+    )

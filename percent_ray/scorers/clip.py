@@ -1,0 +1,99 @@
+"""CLIP score: the cosine of image and prompt. Its image tower is an encoder."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
+
+from percent_ray.config import locate
+from percent_ray.types import Prompt
+
+DEFAULT = "openai/clip-vit-large-patch14"
+
+
+def load(path: str, *, device: torch.device) -> "Clip":
+    """The CLIPModel of `path` (folder, hub id or shapes/NAME; ViT-L/14 where empty)."""
+    folder = locate(path or DEFAULT)
+    return Clip(Towers(folder, processor=folder, device=device))
+
+
+class Clip:
+    """A `Scorer` (scorers/base.py)."""
+
+    def __init__(self, towers: "Towers") -> None:
+        self._towers = towers
+
+    def score(
+        self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float32[Tensor, " N"]:
+        """Cosines in -1..1, on the CPU."""
+        return self._towers.cosine(images, prompts)
+
+    def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
+        """Projected image features, not normalised, on the CPU."""
+        return self._towers.images(images).cpu()
+
+
+class Towers:
+    """The float32 image and text towers of a CLIPModel with its own processors."""
+
+    def __init__(self, folder: str, *, processor: str, device: torch.device) -> None:
+        from transformers import CLIPModel, CLIPProcessor
+
+        model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        self._model = model.requires_grad_(False).eval().to(device)
+        self._device = device
+        self._processor: Any = CLIPProcessor.from_pretrained(processor)
+        self._tokens = min(
+            self._processor.tokenizer.model_max_length,
+            model.config.text_config.max_position_embeddings,
+        )
+
+    @property
+    def logit_scale(self) -> float:
+        """exp of the trained logit scale: 100 in most CLIPs."""
+        return self._model.logit_scale.exp().item()
+
+    @torch.inference_mode()
+    def images(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
+        """Projected features, not normalised, on the model's device."""
+        inputs = self._processor.image_processor(
+            images.to(self._device), return_tensors="pt", input_data_format="channels_first"
+        )
+        return features(self._model.get_image_features(inputs.pixel_values)).float()
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Float32[Tensor, "N D"]:
+        """Projected features, not normalised, on the model's device. A text is encoded once
+        however often it is given: a group has one prompt and many images."""
+        once = list(dict.fromkeys(texts))
+        inputs = self._processor.tokenizer(
+            once,
+            padding="max_length",
+            truncation=True,
+            max_length=self._tokens,
+            return_tensors="pt",
+        ).to(self._device)
+        encoded = features(
+            self._model.get_text_features(inputs.input_ids, attention_mask=inputs.attention_mask)
+        )
+        return encoded.float()[[once.index(text) for text in texts]]
+
+    @torch.inference_mode()
+    def cosine(
+        self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float32[Tensor, " N"]:
+        """Cosine of each image and its prompt, on the CPU. Raises ValueError where their numbers
+        differ."""
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
+        texts = self.texts([prompt.text for prompt in prompts])
+        return torch.cosine_similarity(self.images(images), texts, dim=-1).cpu()
+
+
+def features(output: Any) -> Float[Tensor, "N D"]:
+    """The projected features in what `get_image_features` and `get_text_features` return: a tensor
+    before transformers 5, an output object since."""
+    return output if isinstance(output, Tensor) else output.pooler_output

@@ -1,0 +1,195 @@
+"""GenEval's rules on the detections of any detector, and the scorer that applies them.
+
+``judge`` is the official verdict of djghosh13/geneval; ``reward`` is the graded reward that
+Flow-GRPO trains on. Detections are ``{class: [{"box": [x0, y0, x1, y1], "score", "color"}]}``,
+metadata is GenEval's record (``tag``, ``include``, ``exclude``).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float32, UInt8
+from torch import Tensor
+
+from percent_ray.config import locate
+from percent_ray.types import Prompt
+
+Detections = dict[str, list[dict[str, Any]]]
+Metadata = dict[str, Any]
+Box = dict[str, Any]
+
+THRESHOLD: Final = 0.3
+COUNTING_THRESHOLD: Final = 0.9
+MAX_BOXES: Final = 16
+POSITION_SLACK: Final = 0.1
+
+
+def _kept(detections: Detections, tag: str) -> Detections:
+    """Boxes over the tag's threshold, the most confident first, at most 16 of a class."""
+    threshold = COUNTING_THRESHOLD if tag == "counting" else THRESHOLD
+    kept: Detections = {}
+    for name, boxes in detections.items():
+        confident = [box for box in boxes if box["score"] > threshold]
+        kept[name] = sorted(confident, key=lambda box: -box["score"])[:MAX_BOXES]
+    return kept
+
+
+def relations(box: Box, anchor: Box) -> set[str]:
+    """Where ``box`` lies as seen from ``anchor``: of left of, right of, above, below.
+
+    The offset of the centres is shrunk by a tenth of the summed sizes, then divided by the
+    length of the offset before shrinking.
+    """
+    offset: list[float] = []
+    shrunk: list[float] = []
+    for axis in (0, 1):
+        low, high = box["box"][axis], box["box"][axis + 2]
+        other_low, other_high = anchor["box"][axis], anchor["box"][axis + 2]
+        distance = (low + high - other_low - other_high) / 2
+        slack = POSITION_SLACK * (high - low + other_high - other_low)
+        offset.append(distance)
+        shrunk.append(math.copysign(max(abs(distance) - slack, 0.0), distance))
+    if all(abs(part) < 1e-3 for part in shrunk):
+        return set()
+    dx, dy = (part / math.hypot(*offset) for part in shrunk)
+    holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {name for name, true in holds.items() if true}
+
+
+def _placed(boxes: list[Box], anchors: list[Box], relation: str) -> bool:
+    return all(relation in relations(box, anchor) for box in boxes for anchor in anchors)
+
+
+def judge(detections: Detections, metadata: Metadata) -> bool:
+    """GenEval's verdict: every ``include`` is met by its most confident boxes, no ``exclude`` is."""
+    kept = _kept(detections, metadata["tag"])
+    groups: list[list[Box] | None] = []
+    for wanted in metadata.get("include", []):
+        count = wanted["count"]
+        boxes = kept.get(wanted["class"], [])[:count]
+        met = len(boxes) == count
+        if met and "color" in wanted:
+            met = sum(box["color"] == wanted["color"] for box in boxes) >= count
+        if met and "position" in wanted:
+            relation, group = wanted["position"]
+            anchors = groups[group]
+            met = anchors is not None and _placed(boxes, anchors, relation)
+        groups.append(boxes if met else None)
+    crowded = any(
+        len(kept.get(banned["class"], [])) >= banned["count"]
+        for banned in metadata.get("exclude", [])
+    )
+    return not crowded and all(group is not None for group in groups)
+
+
+def _closeness(wanted: int, found: int) -> float:
+    """``1 - |wanted - found| / wanted``."""
+    return 1.0 - abs(wanted - found) / wanted
+
+
+def reward(detections: Detections, metadata: Metadata, *, position_quirk: bool = False) -> float:
+    """The graded training reward: the mean of one term a demand, over all boxes.
+
+    The published reward server adds the 1 of a position before it looks and a 0 when it fails,
+    so that a failed position scores a half; ``position_quirk`` reproduces that.
+    """
+    kept = _kept(detections, metadata["tag"])
+    terms: list[float] = []
+    groups: list[list[Box] | None] = []
+    for wanted in metadata.get("include", []):
+        count = wanted["count"]
+        boxes = kept.get(wanted["class"], [])
+        terms.append(_closeness(count, len(boxes)))
+        right = len(boxes) == count
+        if not right and ("color" in wanted or "position" in wanted):
+            terms.append(0.0)
+        elif "color" in wanted:
+            painted = sum(box["color"] == wanted["color"] for box in boxes)
+            terms.append(_closeness(count, painted))
+            right = painted == count
+        elif "position" in wanted:
+            relation, group = wanted["position"]
+            anchors = groups[group]
+            right = anchors is not None and _placed(boxes, anchors, relation)
+            terms += _position_terms(right, position_quirk)
+        groups.append(boxes if right else None)
+    return sum(terms) / len(terms)
+
+
+def _position_terms(right: bool, quirk: bool) -> list[float]:
+    if right:
+        return [1.0]
+    return [0.0, 1.0] if quirk else [0.0]
+
+
+Detector = Callable[[UInt8[Tensor, "N 3 H W"], Sequence[Metadata]], list[Detections]]
+"""Objects of N images, with an entry for every class that it knows."""
+
+
+def load(path: str, *, device: torch.device) -> "GenEval":
+    """The embedded world's detector where `path` is empty or `shapes`; else the Mask2Former of a
+    folder or hub id, such as facebook/mask2former-swin-small-coco-instance."""
+    if path in ("", "shapes"):
+        from percent_ray.shapes.detect import detect
+
+        return GenEval(lambda images, _: [detect(image) for image in images])
+    from percent_ray.evaluation.detector import Mask2Former
+
+    return GenEval(Mask2Former(locate(path), device=device))
+
+
+class GenEval:
+    """A `Scorer` (scorers/base.py) of prompts that carry GenEval's metadata. It cannot encode."""
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+
+    def score(
+        self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float32[Tensor, " N"]:
+        """The graded training reward in 0..1, on the CPU.
+
+        Raises ValueError for a prompt without metadata and for a class that the detector does not
+        know, which would otherwise count as never drawn.
+        """
+        pairs = self._detect(images, prompts)
+        return torch.tensor([reward(found, record) for found, record in pairs])
+
+    def correct(
+        self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
+    ) -> Bool[Tensor, " N"]:
+        """The official verdict that reports average, on the CPU. Raises as `score` does."""
+        pairs = self._detect(images, prompts)
+        return torch.tensor([judge(found, record) for found, record in pairs])
+
+    def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
+        """Always raises ValueError."""
+        raise ValueError("scorers.geneval only scores; leave it out of spaces")
+
+    def _detect(
+        self, images: Tensor, prompts: Sequence[Prompt]
+    ) -> list[tuple[Detections, Metadata]]:
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
+        records = [_record(prompt) for prompt in prompts]
+        pairs = list(zip(self._detector(images, records), records, strict=True))
+        for found, record in pairs:
+            wanted = {entry["class"] for entry in record.get("include", [])}
+            if unknown := sorted(wanted - set(found)):
+                raise ValueError(
+                    f"scorers.geneval: the detector knows no {', '.join(unknown)}; "
+                    "set scorers.geneval.path to one that does"
+                )
+        return pairs
+
+
+def _record(prompt: Prompt) -> Metadata:
+    metadata: Mapping[str, Any] | None = prompt.metadata
+    if not metadata or "tag" not in metadata:
+        raise ValueError(
+            f"scorers.geneval: prompt {prompt.text!r} has no metadata; "
+            "set data.prompts to a .jsonl with tag and include"
+        )
+    return dict(metadata)

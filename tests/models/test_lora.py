@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from percent_ray.models import sd3
+from tests.models.test_sd3 import TEXTS, case, noise, perturb, policy
+from tests.tiny import TARGETS, load_sd3, sd3_config
+
+CPU = torch.device("cpu")
+
+
+def test_adapter_is_a_function_of_the_seed(folder):
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = policy(folder, seed=7, text=False).trainable()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    second = policy(folder, seed=7, text=False).trainable()
+    other = policy(folder, seed=8, text=False).trainable()
+    assert list(first) == list(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_adapter_starts_without_effect(folder, pipeline):
+    loaded = policy(folder, guidance=1)
+    latents, sigma, condition = case(loaded)
+    with torch.no_grad():
+        expected = pipeline.transformer(
+            hidden_states=latents,
+            timestep=sigma * 1000,
+            encoder_hidden_states=condition["prompt_embeds"],
+            pooled_projections=condition["pooled_prompt_embeds"],
+        ).sample
+        velocity = loaded.velocity(latents, sigma, condition)
+    torch.testing.assert_close(velocity, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_targets_are_suffixes(folder):
+    names = list(policy(folder, text=False).trainable())
+    adapted = {name.partition(".lora_")[0] for name in names}
+    assert all(name.endswith(TARGETS) for name in adapted)
+    assert not any("attn2" in name for name in adapted)
+    assert len(names) == 2 * len(adapted)
+
+
+@pytest.mark.parametrize("targets", [("attn.to_q", "attn.to_quack"), ()])
+def test_target_that_matches_nothing_is_named(folder, targets):
+    with pytest.raises(ValueError, match=r"model.lora_targets: .*(to_quack|\(\));"):
+        policy(folder, text=False, lora_targets=targets)
+
+
+def test_saved_adapter_is_read_by_diffusers_with_its_scale(folder, tmp_path):
+    loaded = policy(folder, guidance=1, lora_alpha=12)
+    perturb(loaded.trainable())
+    latents, sigma, condition = case(loaded)
+    loaded.save(str(tmp_path), loaded.trainable())
+    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
+    fresh = load_sd3(folder)
+    inputs = {
+        "hidden_states": latents,
+        "timestep": sigma * 1000,
+        "encoder_hidden_states": condition["prompt_embeds"],
+        "pooled_projections": condition["pooled_prompt_embeds"],
+    }
+    with torch.no_grad():
+        before = fresh.transformer(**inputs).sample
+        fresh.load_lora_weights(tmp_path)
+        after = fresh.transformer(**inputs).sample
+        velocity = loaded.velocity(latents, sigma, condition)
+    assert (after - before).abs().max() > 0.01
+    torch.testing.assert_close(velocity, after, rtol=1e-5, atol=1e-5)
+
+
+def test_saved_weights_are_those_given(folder, tmp_path):
+    """An average of the weights is saved while the network holds others."""
+    from safetensors.torch import load_file
+
+    loaded = policy(folder, text=False)
+    weights = {n: noise(*p.shape) for n, p in loaded.trainable().items()}
+    loaded.save(str(tmp_path), weights)
+    (file,) = tmp_path.iterdir()
+    saved = load_file(file)
+    for name, weight in weights.items():
+        torch.testing.assert_close(saved[f"transformer.{name.replace('.default', '')}"], weight)
+
+
+def test_exception_inside_the_reference_leaves_the_adapter_on(folder):
+    loaded = sd3.load_policy(sd3_config(folder), seed=0, device=CPU, text=True)
+    perturb(loaded.trainable())
+    condition = loaded.encode(TEXTS)
+    latents = noise(2, *loaded.latent_shape)
+    sigma = torch.full((2,), 0.5)
+    with torch.no_grad():
+        before = loaded.velocity(latents, sigma, condition)
+        with pytest.raises(RuntimeError), loaded.reference():
+            raise RuntimeError
+        torch.testing.assert_close(loaded.velocity(latents, sigma, condition), before)
+    assert loaded.trainable()

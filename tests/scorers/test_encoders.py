@@ -1,0 +1,143 @@
+"""clip.py, pickscore.py and dino.py on random tiny models."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from percent_ray.scorers import base, clip, dino, pickscore
+from percent_ray.types import Prompt
+
+CPU = torch.device("cpu")
+PROMPTS = [Prompt("a red cat"), Prompt("two dogs"), Prompt("a red cat")]
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Smooth pictures, uint8 [3, 3, 40, 24]: neither square nor of the models' size."""
+    coarse = torch.rand(3, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(coarse, size=(40, 24)).mul(255).to(torch.uint8)
+
+
+def pictures(images):
+    from PIL import Image
+
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+
+
+@pytest.fixture(scope="module")
+def parts(clip_folder):
+    from transformers import CLIPModel, CLIPProcessor
+
+    return CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
+
+
+def test_modules_are_found():
+    assert base.module("pickscore") is pickscore
+    with pytest.raises(ValueError, match=r"unknown 'pikscore'; known are .*pickscore"):
+        base.module("pikscore")
+
+
+def test_clip_score_is_transformers_logit(clip_folder, images, parts):
+    model, processor = parts
+    texts = [prompt.text for prompt in PROMPTS]
+    with torch.no_grad():
+        output = model(
+            **processor(
+                text=texts, images=pictures(images), return_tensors="pt", padding="max_length"
+            )
+        )
+    scores = clip.load(clip_folder, device=CPU).score(images, PROMPTS)
+    expected = output.logits_per_image.diagonal() / model.logit_scale.exp()
+    torch.testing.assert_close(scores, expected.detach(), rtol=1e-4, atol=1e-5)
+    assert scores.dtype == torch.float32
+    assert scores.std() > 1e-3
+
+
+def test_pickscore_units(clip_folder, images, parts):
+    cosines = clip.load(clip_folder, device=CPU).score(images, PROMPTS)
+    scores = pickscore.load(clip_folder, device=CPU).score(images, PROMPTS)
+    logits = cosines * parts[0].logit_scale.exp().item()
+    torch.testing.assert_close(scores, logits / 26)
+    torch.testing.assert_close(scores * pickscore.REPORT_FACTOR, logits / 100)
+
+
+def test_encode_is_the_projected_image_tower(clip_folder, images, parts):
+    model, processor = parts
+    with torch.no_grad():
+        pixels = processor.image_processor(pictures(images), return_tensors="pt").pixel_values
+        expected = model.visual_projection(model.vision_model(pixels).pooler_output)
+    for module in (clip, pickscore):
+        features = module.load(clip_folder, device=CPU).encode(images)
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    assert (features.norm(dim=1) - 1).abs().max() > 0.01
+
+
+def test_tensor_preprocessing_is_the_picture_preprocessing(clip_folder, dino_folder, images):
+    from transformers import AutoImageProcessor, BitImageProcessorPil, CLIPImageProcessorPil
+
+    for folder, kind in (
+        (clip_folder, CLIPImageProcessorPil),
+        (dino_folder, BitImageProcessorPil),
+    ):
+        ours = AutoImageProcessor.from_pretrained(folder)(images, return_tensors="pt")
+        theirs = kind.from_pretrained(folder)(pictures(images), return_tensors="pt")
+        level = 1 / 255 / 0.22
+        difference = (ours.pixel_values - theirs.pixel_values).abs()
+        assert difference.max() <= 1.01 * level
+        assert difference.mean() <= 0.2 * level
+
+
+def test_long_prompt_is_truncated_to_the_tower(clip_folder, images):
+    scorer = clip.load(clip_folder, device=CPU)
+    long = Prompt("a" + " very" * 40 + " long prompt")
+    assert scorer.score(images[:1], [long]).isfinite().all()
+
+
+def test_score_does_not_depend_on_the_batch(clip_folder, images):
+    scorer = clip.load(clip_folder, device=CPU)
+    together = scorer.score(images, PROMPTS)
+    alone = [scorer.score(images[i : i + 1], PROMPTS[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+def test_numbers_of_images_and_prompts_must_agree(clip_folder, images):
+    with pytest.raises(ValueError, match="3 images but 1 prompts"):
+        clip.load(clip_folder, device=CPU).score(images, PROMPTS[:1])
+
+
+def test_pickscore_without_processor_files_takes_the_published_one(
+    clip_folder, tmp_path, monkeypatch
+):
+    shutil.copytree(clip_folder, tmp_path / "bare")
+    (tmp_path / "bare" / "processor_config.json").unlink()
+    asked = []
+    monkeypatch.setattr(pickscore, "Towers", lambda _, processor, device: asked.append(processor))
+    for folder in (clip_folder, str(tmp_path / "bare"), ""):
+        pickscore.load(folder, device=CPU)
+    assert asked == [clip_folder, pickscore.PROCESSOR, pickscore.PROCESSOR]
+
+
+def test_features_of_both_transformers_generations():
+    tensor = torch.ones(2, 3)
+    assert clip.features(tensor) is tensor
+    assert clip.features(SimpleNamespace(pooler_output=tensor)) is tensor
+
+
+def test_dino_is_the_class_token_after_the_norm(dino_folder, images):
+    from transformers import AutoImageProcessor, Dinov2Model
+
+    model = Dinov2Model.from_pretrained(dino_folder)
+    pixels = AutoImageProcessor.from_pretrained(dino_folder)(pictures(images), return_tensors="pt")
+    with torch.no_grad():
+        expected = model(pixels.pixel_values).pooler_output
+    features = dino.load(dino_folder, device=CPU).encode(images)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    assert np.unique(features.numpy(), axis=0).shape == (3, 16)
+
+
+def test_dino_does_not_score(dino_folder, images):
+    with pytest.raises(ValueError, match="only encodes"):
+        dino.load(dino_folder, device=CPU).score(images, PROMPTS)
