@@ -1,0 +1,5 @@
+"""`python -m percent_ray`."""
+
+from percent_ray.cli import main
+
+main()

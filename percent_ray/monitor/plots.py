@@ -1,0 +1,154 @@
+"""The pictures of a run: timeline, picture grid, curves. Files only; no window, no global state."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import UInt8
+
+from percent_ray.monitor import history
+from percent_ray.monitor.metrics import (
+    PERCEPTUAL_ENTROPY,
+    POLICY_ENTROPY,
+    REWARD,
+    VENDI,
+    by_space,
+)
+from percent_ray.monitor.spans import overlap
+from percent_ray.types import Span
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {
+    "sample": "#4477aa",
+    "perceive": "#ee8866",
+    "shape": "#bbbbbb",
+    "update": "#228833",
+    "publish": "#aa3377",
+}
+"""Of stages; distinct also for colour-blind readers."""
+OTHER = "#666666"
+
+
+def timeline(spans: Sequence[Span], path: Path) -> None:
+    """A Gantt chart of spans, one lane a worker, with the share of time in which stages overlap."""
+    if not spans:
+        raise ValueError("timeline: no spans to draw")
+    begin = min(span.start for span in spans)
+    stages = sorted({span.stage for span in spans}, key=_order)
+    first = {
+        worker: min((_order(s.stage), s.start) for s in spans if s.worker == worker)
+        for worker in {span.worker for span in spans}
+    }
+    lanes = sorted(first, key=lambda worker: (*first[worker], worker))
+    figure = _figure(10, 1.3 + 0.38 * len(lanes))
+    axes = figure.add_subplot()
+    for stage in stages:
+        chosen = [span for span in spans if span.stage == stage]
+        axes.barh(
+            [lanes.index(span.worker) for span in chosen],
+            [span.seconds for span in chosen],
+            left=[span.start - begin for span in chosen],
+            height=0.7,
+            color=COLOURS.get(stage, OTHER),
+            edgecolor="white",
+            linewidth=0.8,
+            label=stage,
+        )
+    axes.set_yticks(range(len(lanes)), lanes)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.set_xlim(0, max(span.stop for span in spans) - begin)
+    axes.set_title(f"{overlap(spans):.0%} of the time at least two stages work at once", loc="left")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
+    _plain(axes, grid="x")
+    _save(figure, path)
+
+
+def grid(groups: Sequence[tuple[str, UInt8[np.ndarray, "K 3 h w"]]], path: Path) -> None:
+    """Pictures, a row for each prompt, under its text."""
+    if not groups:
+        raise ValueError("grid: no pictures to draw")
+    columns = max(len(images) for _, images in groups)
+    figure = _figure(max(4.0, 0.9 * columns), 1.2 * len(groups))
+    for row, (text, images) in enumerate(groups, start=1):
+        axes = figure.add_subplot(len(groups), 1, row)
+        axes.imshow(_row(images, columns), interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_anchor("W")
+        axes.set_title(_shorten(text, 14 * columns), loc="left", fontsize=9, pad=3)
+    _save(figure, path)
+
+
+def curves(jsonl: Path, path: Path) -> None:
+    """Reward, entropies and Vendi over the steps of a metrics file."""
+    from matplotlib.ticker import MaxNLocator
+
+    steps = history.read(jsonl)
+    figure = _figure(9, 5.2)
+    panels: list[tuple[str, Callable[[dict[str, float]], dict[str, float]]]] = [
+        ("reward", lambda m: {"": m[REWARD]} if REWARD in m else {}),
+        ("perceptual entropy (nats)", lambda m: by_space(m, PERCEPTUAL_ENTROPY)),
+        (
+            "policy entropy (nats a dimension)",
+            lambda m: {"": m[POLICY_ENTROPY]} if POLICY_ENTROPY in m else {},
+        ),
+        ("Vendi in the group", lambda m: by_space(m, VENDI)),
+    ]
+    for number, (title, choose) in enumerate(panels, start=1):
+        axes = figure.add_subplot(2, 2, number)
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for step, metrics in steps.items():
+            for name, value in choose(metrics).items():
+                lines.setdefault(name, []).append((step, value))
+        for (name, points), colour in zip(lines.items(), COLOURS.values(), strict=False):
+            axes.plot(*zip(*points, strict=True), label=name, color=colour, marker=".", lw=1.5)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.ticklabel_format(useOffset=False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if number > 2:
+            axes.set_xlabel("step")
+        if any(lines):
+            axes.legend(frameon=False, fontsize=8)
+        _plain(axes, grid="y")
+    _save(figure, path)
+
+
+def _row(images: UInt8[np.ndarray, "K 3 h w"], columns: int) -> UInt8[np.ndarray, "h W 3"]:
+    """Images side by side on white, as wide as `columns` of them."""
+    _, _, height, width = images.shape
+    gap = max(1, width // 16)
+    row = np.full((height, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for column, image in enumerate(images):
+        left = column * (width + gap)
+        row[:, left : left + width] = image.transpose(1, 2, 0)
+    return row
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    # A Figure outside pyplot draws with Agg and is safe in any thread.
+    return Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _plain(axes: "Axes", *, grid: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x" if grid == "x" else "y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _order(stage: str) -> int:
+    return list(COLOURS).index(stage) if stage in COLOURS else len(COLOURS)
+
+
+def _shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

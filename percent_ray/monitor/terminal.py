@@ -1,0 +1,134 @@
+"""What a run says on standard output: a line a step, a progress bar where there is a terminal, and
+a summary at the end."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from percent_ray.monitor.metrics import (
+    IMAGES_PER_S,
+    PERCEPTUAL_ENTROPY,
+    REWARD,
+    STEP_S,
+    VENDI,
+    by_space,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Terminal:
+    """Progress of a run of `steps` steps that starts at step `first`. A context manager.
+
+    Where standard output is no terminal (the log of a Ray job) it prints plain lines that carry
+    the ETA themselves.
+    """
+
+    def __init__(self, steps: int, *, first: int = 0, console: "Console | None" = None) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._steps, self._first = steps, first
+        self._start = time.monotonic()
+        self._bar = Progress(
+            TextColumn("steps"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=steps, completed=first)
+
+    def __enter__(self) -> Self:
+        self._start = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self.console.print(text, markup=False)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The line of one finished step; `step` counts from 0."""
+        done = step + 1
+        self._bar.update(self._task, completed=done)
+        line = f"step {done:>{len(str(self._steps))}}/{self._steps}  {headline(metrics)}"
+        if not self.console.is_terminal:
+            rate = (time.monotonic() - self._start) / max(1, done - self._first)
+            line += f"  ETA {_clock(rate * (self._steps - done))}"
+        self.say(line)
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """Reward, perceptual entropy, Vendi, images/s and seconds of one step, where measured."""
+    parts = [f"reward {metrics[REWARD]:.4f}"] if REWARD in metrics else []
+    for label, prefix in (("H_perc", PERCEPTUAL_ENTROPY), ("Vendi", VENDI)):
+        spaces = by_space(metrics, prefix)
+        parts += [f"{label}({space}) {value:.3f}" for space, value in spaces.items()]
+    if IMAGES_PER_S in metrics:
+        parts.append(f"{metrics[IMAGES_PER_S]:.1f} images/s")
+    if STEP_S in metrics:
+        parts.append(f"{metrics[STEP_S]:.1f} s")
+    return "  ".join(parts)
+
+
+def summary(
+    *,
+    run_id: str | None,
+    tracking_uri: str,
+    metrics_file: Path,
+    checkpoint: Path | None,
+    picture: Path | None,
+    first: Mapping[str, float],
+    last: Mapping[str, float],
+) -> str:
+    """The end of a run: what changed between its `first` and its `last` metrics, and where
+    everything is."""
+    lines = ["", "done"]
+    for name in last:
+        if name == REWARD or name.startswith((PERCEPTUAL_ENTROPY, VENDI)):
+            before = f"{first[name]:.4f}" if name in first else "-"
+            lines.append(f"  {name:<34} {before} -> {last[name]:.4f}")
+    places = {
+        "checkpoint": checkpoint,
+        "picture": picture,
+        "metrics": metrics_file,
+        "MLflow run": run_id or "none; MLflow did not answer",
+        "MLflow UI": ui_command(tracking_uri),
+    }
+    return "\n".join([*lines, *(f"  {k:<11} {v or '-'}" for k, v in places.items())])
+
+
+def ui_command(tracking_uri: str) -> str:
+    """How to look at the runs: the server itself, or the command that starts one."""
+    if tracking_uri.startswith("http"):
+        return tracking_uri
+    return f"mlflow ui --backend-store-uri {tracking_uri}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,66 @@
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from percent_ray.monitor.terminal import Terminal, headline, summary, ui_command
+
+METRICS = {
+    "reward/mean": 0.8123,
+    "entropy/perceptual_pickscore": 1.2345,
+    "entropy/policy": 0.8,
+    "diversity/vendi_dino": 5.5,
+    "throughput/images_per_s": 12.34,
+    "time/step_s": 3.9,
+}
+
+
+def test_headline():
+    assert headline(METRICS) == (
+        "reward 0.8123  H_perc(pickscore) 1.234  Vendi(dino) 5.500  12.3 images/s  3.9 s"
+    )
+    assert headline({}) == ""
+
+
+def test_a_log_gets_plain_lines_with_the_eta():
+    out = io.StringIO()
+    console = Console(file=out, width=40, highlight=False, soft_wrap=True)
+    with Terminal(12, first=10, console=console) as terminal:
+        terminal.step(10, METRICS)
+        terminal.step(11, METRICS)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("step 11/12  reward 0.8123")
+    assert lines[1].endswith("ETA 0:00")
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_gets_a_bar():
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=True, highlight=False)
+    with Terminal(2, console=console) as terminal:
+        terminal.step(0, METRICS)
+    assert "1/2" in out.getvalue()
+    assert "reward 0.8123" in out.getvalue()
+
+
+def test_summary_says_what_changed_and_where_everything_is():
+    text = summary(
+        run_id="abc",
+        tracking_uri="sqlite:////runs/mlflow.db",
+        metrics_file=Path("runs/a/metrics.jsonl"),
+        checkpoint=Path("runs/a/checkpoints/16"),
+        picture=None,
+        first=METRICS,
+        last=METRICS | {"reward/mean": 0.9},
+    )
+    assert "reward/mean                        0.8123 -> 0.9000" in text
+    assert "diversity/vendi_dino" in text
+    assert "abc" in text
+    assert "runs/a/checkpoints/16" in text
+    assert "mlflow ui --backend-store-uri sqlite:////runs/mlflow.db" in text
+    assert "time/step_s" not in text
+
+
+def test_a_server_needs_no_command():
+    assert ui_command("http://mlflow:5000") == "http://mlflow:5000"

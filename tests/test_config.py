@@ -1,0 +1,257 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from percent_ray import arguments, config, recipe
+from percent_ray.explain import known_keys
+from percent_ray.recipe import RecipeError, differences, dump, load
+
+PROMPTS = "a red circle\na blue square\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An embedded world without weights, and the working directory."""
+    world = tmp_path / "world"
+    for name in ("sd3", "pickscore", "clip", "dino"):
+        (world / "weights" / name).mkdir(parents=True)
+    (world / "prompts").mkdir()
+    (world / "prompts" / "train.jsonl").write_text('{"prompt": "a red circle"}\n')
+    monkeypatch.setattr(config, "EMBEDDED", world)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+def problems(*overrides, path=None):
+    with pytest.raises(RecipeError) as caught:
+        load(path, overrides)
+    return list(caught.value.problems)
+
+
+def test_overrides_beat_file_beats_base_beats_defaults(folder):
+    (folder / "base.yaml").write_text("run: {steps: 2, seed: 2}\nlearner: {lr: 2, eps: 2}\n")
+    (folder / "file.yaml").write_text("base: base.yaml\nrun: {steps: 3}\nlearner: {lr: 3}\n")
+    got = load("file.yaml", ["--learner.lr", "4", "--run.name=x"])
+    assert (got.learner.lr, got.run.steps, got.run.seed, got.run.name) == (4, 3, 2, "x")
+    assert got.learner.eps == 2
+    assert got.learner.updates == load(None).learner.updates
+
+
+def test_a_role_keeps_the_defaults_that_a_file_does_not_name(folder):
+    got = load(None, ["--runtime.rollout.cpus", "3"])
+    assert got.runtime.rollout == config.Role(cpus=3, gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("2E+3", 2000.0), ("5", 5.0), (".5", 0.5), ("1.5e-3", 1.5e-3)],
+)
+def test_numbers_of_the_command_line_and_of_a_file(folder, text, value):
+    (folder / "file.yaml").write_text(f"learner: {{lr: {text}}}\n")
+    assert load("file.yaml").learner.lr == value
+    assert load(None, ["--learner.lr", text]).learner.lr == value
+    assert load(None, [f"--learner.lr={text}"]).learner.lr == value
+
+
+def test_values_are_yaml_and_text_stays_text(folder):
+    got = load(
+        None,
+        [
+            *("--learner.betas", "[.8, 0.9]", "--model.t5", "false", "--run.name", "007"),
+            *("--scorers.dino.path=shapes/dino", "--monitor.spaces", "[dino, pickscore]"),
+        ],
+    )
+    assert got.learner.betas == (0.8, 0.9)
+    assert got.model.t5 is False
+    assert got.run.name == "007"
+    assert list(got.scorers) == ["pickscore", "dino"]
+    assert got.scorers["pickscore"].weight == 1
+    assert got.monitor.spaces == ("dino", "pickscore")
+
+
+def test_null_takes_a_scorer_out(folder):
+    overrides = "--scorers.dino.weight 1 --scorers.pickscore null --perceptual.spaces [dino]"
+    got = load(None, overrides.split())
+    assert list(got.scorers) == ["dino"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("--learner.lrr 1", "learner.lrr: unknown; did you mean learner.lr?"),
+        ("--lr 1", "lr: unknown; did you mean learner.lr?"),
+        ("--lerner.lr 1", "lerner: unknown; did you mean learner?"),
+        (
+            "--scorers.pickscore.wieght 1",
+            "scorers.pickscore.wieght: unknown; did you mean scorers.pickscore.weight?",
+        ),
+        ("--qqq.zzz 1", "qqq: unknown; --help lists the keys"),
+        ("--learner.lr abc", "learner.lr: got 'abc', needs a number"),
+        ("--learner.lr true", "learner.lr: got True, needs a number"),
+        ("--learner.lr .nan", "learner.lr: got nan, needs a finite number"),
+        ("--learner.lr 0", "learner.lr: got 0, needs a number above 0"),
+        ("--run.steps 1.5", "run.steps: got 1.5, needs a whole number"),
+        ("--model.t5 maybe", "model.t5: got 'maybe', needs true or false"),
+        ("--sampling.kind ode", "sampling.kind: got 'ode', needs one of 'flow_sde' or 'cps'"),
+        ("--monitor.spaces dino", "monitor.spaces: got 'dino', needs a list such as [a, b]"),
+        ("--learner 3", "learner: got 3, needs keys of its own; it is a section"),
+        ("--run.name a/b", "run.name: got 'a/b', needs letters, digits, '_', '.' and '-' only"),
+        ("--learner.betas [.9]", "learner.betas.1: missing; the list needs more values"),
+        ("--run.seed", "--run.seed: has no value; give --run.seed VALUE"),
+        ("seven", "'seven': unexpected; overrides are --section.key value"),
+        ("--scorers.pickscore.weight 0", "scorers: none has a weight above 0; set one's weight"),
+        ("--model.path ./x", "model.path: no folder {here}/x; give a folder or a hub id such as"),
+        ("--data.prompts x.txt", "data.prompts: no file {here}/x.txt"),
+        ("--model.family sd9", "model.family: unknown 'sd9'; known are"),
+        ("--scorers.pikscore.weight 1", "scorers: unknown 'pikscore'; known are"),
+    ],
+)
+def test_one_line_says_what_to_set(folder, overrides, message):
+    (found,) = problems(*overrides.split(" "))
+    assert found.startswith(message.format(here=folder))
+    assert "\n" not in found
+
+
+def test_indivisible_sizes_name_the_numbers(folder):
+    (found,) = problems("--data.groups_per_step", "47")
+    assert "47 x group_size 24 = 1128 images do not divide" in found
+    assert "set learner.micro_batch or groups_per_step" in found
+
+
+def test_every_problem_is_told_at_once(folder):
+    assert len(problems("--learner.lrr", "1", "--run.steps", "x", "--model.t5", "7")) == 3
+    crossed = problems("--data.prompts", "x", "--scorers.pickscore.weight", "0")
+    assert len(crossed) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner: {lr: 1, lr: 2}", "not YAML: line 1, column 18: key 'lr' is given twice"),
+        ("learner: [", "not YAML: line 1"),
+        ("7", "holds 7; needs sections such as `learner:`"),
+        ("base: none.yaml", "none.yaml: no such file or directory"),
+        ("base: loop.yaml", "loop.yaml: a base cannot have a base; take the `base:` line out"),
+    ],
+)
+def test_a_bad_file_is_one_line(folder, text, message):
+    (folder / "loop.yaml").write_text("base: other.yaml")
+    (folder / "file.yaml").write_text(text)
+    (found,) = problems(path="file.yaml")
+    assert message in found
+    assert "\n" not in found
+
+
+def test_paths_of_a_file_are_relative_to_it_and_those_of_the_command_line_to_here(folder):
+    there = folder.parent / "there"
+    (there / "model").mkdir(parents=True)
+    (there / "mine.txt").write_text(PROMPTS)
+    (folder / "mine.txt").write_text(PROMPTS)
+    (there / "file.yaml").write_text("data: {prompts: mine.txt}\nmodel: {path: ./model}\n")
+    got = load(there / "file.yaml")
+    assert got.data.prompts == str(there / "mine.txt")
+    assert got.model.path == str(there / "model")
+    got = load(there / "file.yaml", ["--data.prompts", "mine.txt"])
+    assert got.data.prompts == str(folder / "mine.txt")
+
+
+def test_an_empty_section_changes_nothing(folder):
+    (folder / "file.yaml").write_text("learner:\nruntime:\n  rollout:\n")
+    assert load("file.yaml") == load(None)
+
+
+def test_dump_loads_back_equal(folder, tmp_path):
+    (folder / "mine.txt").write_text(PROMPTS)
+    saved = load(None, ["--learner.lr", "1e-5", "--data.prompts", "mine.txt", "--run.name", "1e3"])
+    (tmp_path / "recipe.yaml").write_text(dump(saved))
+    assert load(tmp_path / "recipe.yaml") == saved
+
+
+def test_differences_leave_out_what_a_resumed_run_may_change(folder):
+    a = load(None)
+    b = load(None, ["--run.steps", "7", "--runtime.rollout.workers", "3", "--learner.lr", "1"])
+    assert differences(a, b) == ["learner.lr: 0.0003 -> 1.0"]
+    assert differences(a, a) == []
+    assert differences(a, load(None, ["--scorers.dino.weight", "1"]))
+
+
+def test_free_keys_exist():
+    keys = [key for key, _ in recipe.flatten(recipe.defaults())]
+    for free in recipe.FREE:
+        assert any(key == free or key.startswith(free + ".") for key in keys), free
+
+
+def test_job_flags_are_taken_from_the_overrides(folder):
+    (folder / "file.yaml").write_text("run: {steps: 3}\n")
+    (folder / "groups.arrow").write_text("")
+    flags = ["--config", "file.yaml", "--learner.lr", "1e-4", "--only", "learn"]
+    got = arguments.parse([*flags, "--from", "groups.arrow"], job="job.py", default=Path("no.yaml"))
+    assert (got.recipe.run.steps, got.recipe.learner.lr) == (3, 1e-4)
+    assert (got.only, got.source, got.resume) == ("learn", Path("groups.arrow"), None)
+
+
+def test_resume_reads_the_recipe_of_the_run(folder):
+    run = folder / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / arguments.RECIPE_FILE).write_text(dump(load(None, ["--run.seed", "9"])))
+    for name in ("mine", "runs/mine", str(run)):
+        got = arguments.parse(["--resume", name], job="job.py", default=Path("no.yaml"))
+        assert got.resume == run
+        assert got.recipe.run.seed == 9
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--confg x", "--confg: unknown; did you mean --config?"),
+        ("--config x.yaml", "--config: no file x.yaml"),
+        ("--config", "argument --config: expected one argument"),
+        ("--only eval", "argument --only: invalid choice: 'eval'"),
+        ("--only learn", "--only learn and --from FILE go together; give both or neither"),
+        ("--resume nope", "--resume: no recipe.yaml in nope"),
+        ("--learner.lrr 1", "learner.lrr: unknown; did you mean learner.lr?"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(folder, capsys, argv, message):
+    (folder / "default.yaml").write_text("")
+    with pytest.raises(SystemExit) as caught:
+        arguments.parse(argv.split(), job="job.py", default=Path("default.yaml"))
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_help_teaches_every_key_within_100_columns(capsys):
+    with pytest.raises(SystemExit) as caught:
+        arguments.parse(["--help"], job="jobs/train_pec.py", default=Path("x"))
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    for key in known_keys():
+        assert key in text
+    assert "AdamW learning rate" in text
+    assert "[none | pec | pcvae]" in " ".join(text.split())
+
+
+def test_loading_a_recipe_imports_nothing_heavy():
+    code = "import sys, percent_ray.arguments; print(*sys.modules)"
+    root = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert not {"torch", "ray", "mlflow", "matplotlib", "diffusers"} & set(run.stdout.split())
+
+
+def test_dump_is_plain_yaml(folder):
+    assert yaml.safe_load(dump(load(None)))["learner"]["lr"] == 3e-4
