@@ -1,0 +1,29 @@
+"""Train a flow model by GRPO with perceptual entropy. `--help` shows every key of the recipe."""
+
+import sys
+from pathlib import Path
+
+from percent_ray.arguments import parse
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def main() -> None:
+    arguments = parse(sys.argv[1:], job="jobs/train_pec.py", default=RECIPES / "shapes_pec.yaml")
+    from percent_ray import halves, run
+
+    try:
+        if arguments.only == "rollout":
+            halves.rollout(arguments.recipe)
+        elif arguments.only == "learn":
+            assert arguments.source is not None
+            halves.learn(arguments.recipe, arguments.source)
+        else:
+            run.train(arguments.recipe, resume=arguments.resume)
+    except (ValueError, OSError, TimeoutError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The main loop: sample, perceive, shape, update, publish. It knows roles, not where they run.
+
+    groups of step n+1   sample ─ perceive ─┐   sample ─ perceive ─┐
+    groups of step n     ───────────────────┼─ shape ─ update ─ publish
+                                            └ each group is perceived while the next is sampled
+
+With max_staleness 1 the groups of step n+1 are on their way while the learner works on step n.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from percent_ray.config import Recipe
+from percent_ray.data.prompts import PromptStream
+from percent_ray.shape import Group, ShapeState, describe, shape
+from percent_ray.slots import Slot, Slots
+from percent_ray.types import Perception, Prompt, ShapedBatch, Span, Trajectory, Update
+
+
+class Roles(Protocol):
+    """The three roles, in this process or on a cluster."""
+
+    async def sample(self, group_id: int, prompt: Prompt, version: int) -> Trajectory:
+        """One group, drawn by exactly `version`."""
+        ...
+
+    async def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:
+        """What the frozen models say of it."""
+        ...
+
+    async def update(self, batch: ShapedBatch) -> Update:
+        """One learner step; its weights are the next version, held until they are published."""
+        ...
+
+    async def publish(self, version: int) -> None:
+        """From now on groups may be sampled under `version`."""
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Write weights, optimizer and EMA into `folder`."""
+        ...
+
+    def queued(self) -> Mapping[str, int]:
+        """Groups that wait for a worker, by role."""
+        ...
+
+
+class Observer(Protocol):
+    """What the loop tells of a run. It must neither raise nor wait."""
+
+    def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None: ...
+
+    def probe(
+        self, version: int, metrics: Mapping[str, float], pictures: Sequence[tuple[str, Any]]
+    ) -> None:
+        """`pictures`: (prompt, uint8 [K, 3, h, w]) of each probe group."""
+        ...
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the weights, all that a checkpoint holds."""
+
+    version: int = 0
+    shape_state: ShapeState = field(default_factory=ShapeState)
+
+
+Checkpoint = Callable[[Progress], Any]
+"""Awaitable that writes a checkpoint of the given progress."""
+
+
+class Loop:
+    """One run of the five verbs over `roles`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        roles: Roles,
+        *,
+        stream: PromptStream,
+        probes: Sequence[Prompt],
+        observer: Observer,
+        checkpoint: Checkpoint,
+        progress: Progress,
+    ) -> None:
+        self.recipe = recipe
+        self.roles = roles
+        self.stream = stream
+        self.probes = probes
+        self.observer = observer
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.stopping = False
+        """Set from outside: finish the step at hand, write a checkpoint, return."""
+        self._groups: dict[int, asyncio.Task[Group]] = {}
+        self._slots = Slots(
+            groups_per_step=recipe.data.groups_per_step,
+            max_staleness=recipe.runtime.max_staleness,
+            checkpoint_every=recipe.run.checkpoint_every,
+            steps=recipe.run.steps,
+            version=progress.version,
+        )
+
+    async def run(self) -> Progress:
+        """Train until `run.steps`; returns where the run stands. Errors of any role end it."""
+        try:
+            await self.roles.publish(self.progress.version)
+            while self.progress.version < self.recipe.run.steps and not self.stopping:
+                await self._step()
+            await self._probe()
+        finally:
+            for task in self._groups.values():
+                task.cancel()
+            await asyncio.gather(*self._groups.values(), return_exceptions=True)
+        return self.progress
+
+    async def _step(self) -> None:
+        """Consume the groups of one step and publish the next version."""
+        start = time.time()
+        step = self.progress.version
+        every = self.recipe.monitor.probe_every
+        if every and step % every == 0:
+            await self._probe()
+        self._launch()
+        waiting = self.roles.queued()
+        groups = await asyncio.gather(*(self._groups.pop(i) for i in self._slots.groups(step)))
+        arrived = time.time()
+        batch, state, metrics = shape(self.recipe, step, step, groups, self.progress.shape_state)
+        shaped = Span("shape", "driver", arrived, time.time())
+        update = await self.roles.update(batch)
+        published = time.time()
+        await self.roles.publish(update.version)
+        self._slots.publish(update.version)
+        self.progress = Progress(update.version, state)
+        spans = [
+            *(span for group in groups for span in (group[0].span, group[1].span)),
+            shaped,
+            update.span,
+            Span("publish", "driver", published, time.time()),
+        ]
+        self._launch()
+        if update.version % self.recipe.run.checkpoint_every == 0 or self._ends():
+            await self.checkpoint(self.progress)
+        metrics |= update.metrics
+        metrics |= {f"queue/{role}": float(count) for role, count in waiting.items()}
+        metrics |= self._timings(spans, seconds=time.time() - start)
+        self.observer.step(step, metrics, spans)
+
+    def _ends(self) -> bool:
+        return self.stopping or self.progress.version == self.recipe.run.steps
+
+    def _launch(self) -> None:
+        """Send every group on its way that has a free slot."""
+        if self.stopping:
+            return
+        for slot in self._slots.acquire():
+            self._groups[slot.group_id] = asyncio.create_task(self._group(slot))
+
+    async def _group(self, slot: Slot) -> Group:
+        prompt = self.stream.prompt(slot.group_id)
+        trajectory = await self.roles.sample(slot.group_id, prompt, slot.version)
+        return trajectory, await self.roles.perceive(trajectory, pictures=False)
+
+    async def _probe(self) -> None:
+        """Fixed prompts with fixed noise under the version that is out: what the run has changed,
+        free of sampling noise. Probe groups have negative ids and are never learned from."""
+        if not self.recipe.monitor.probe_every:
+            return
+        version = self.progress.version
+
+        async def one(number: int, prompt: Prompt) -> Group:
+            trajectory = await self.roles.sample(-1 - number, prompt, version)
+            return trajectory, await self.roles.perceive(trajectory, pictures=True)
+
+        groups = await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(self.probes)))
+        seen = [group for group in groups if not group[1].dropped]
+        metrics = describe(self.recipe, seen) if seen else {}
+        pictures = [(t.prompt.text, p.thumbnails) for t, p in groups]
+        self.observer.probe(version, metrics, pictures)
+
+    def _timings(self, spans: Sequence[Span], *, seconds: float) -> dict[str, float]:
+        """Seconds by stage, summed over workers, and images a second over the step."""
+        stages = dict.fromkeys(span.stage for span in spans)
+        timings = {
+            f"time/{stage}_s": sum(span.seconds for span in spans if span.stage == stage)
+            for stage in stages
+        }
+        images = self.recipe.trained_images
+        return timings | {"time/step_s": seconds, "throughput/images_per_s": images / seconds}

@@ -1,0 +1,194 @@
+"""One run from a recipe to its summary: folder, tracker, roles, loop, checkpoints, signals."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from percent_ray import recipe as recipes
+from percent_ray.arguments import RECIPE_FILE
+from percent_ray.config import Recipe, locate_prompts
+from percent_ray.data.prompts import PromptStream, read_prompts
+from percent_ray.learn import checkpoint
+from percent_ray.loop import Loop, Progress, Roles
+from percent_ray.monitor import plots
+from percent_ray.monitor.terminal import Terminal, summary
+from percent_ray.monitor.tracking import Tracker
+from percent_ray.shape import ShapeState
+from percent_ray.types import Prompt, Span
+
+TIMELINE_STEPS = 3
+"""Steps in the timeline picture: enough to see the learner work beside the next step's sampling."""
+
+
+def train(recipe: Recipe, *, resume: Path | None = None) -> Path:
+    """Train to `run.steps` and print the summary. Returns the run's folder.
+
+    `resume` is the folder of a run to go on with. Raises ValueError, in one line, for whatever a
+    user can set right.
+    """
+    folder = resume or _new_folder(Path(recipe.run.folder), recipe.run.name)
+    asyncio.run(_train(recipe, folder.resolve(), resuming=resume is not None))
+    return folder
+
+
+async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
+    progress, source, run_id = Progress(), None, None
+    if resuming:
+        source = checkpoint.latest(folder)
+        if source is None:
+            raise ValueError(f"{folder} has no checkpoint to resume; start a new run")
+        state = checkpoint.read_state(source, recipe)
+        progress = Progress(state.version, ShapeState(**state.shape_state))
+        run_id = state.mlflow_run_id
+    prompts = read_prompts(locate_prompts(recipe.data.prompts))
+    (folder / RECIPE_FILE).write_text(recipes.dump(recipe))
+    tracker = Tracker(
+        folder,
+        tracking_uri=recipe.monitor.tracking_uri,
+        experiment=recipe.monitor.experiment,
+        run_name=folder.name,
+        run_id=run_id,
+    )
+    tracker.params(dict(recipes.flatten(json.loads(recipe.model_dump_json()))))
+    tracker.file(folder / RECIPE_FILE, "recipe")
+    terminal = Terminal(recipe.run.steps, first=progress.version)
+    journal = Journal(tracker, terminal)
+    status = "FAILED"
+    roles = None
+    try:
+        with terminal:
+            roles = await _start(recipe, folder, source)
+            loop = Loop(
+                recipe,
+                roles,
+                stream=PromptStream(prompts, seed=recipe.run.seed),
+                probes=_probes(recipe, prompts),
+                observer=journal,
+                checkpoint=_Checkpoint(recipe, folder, roles, tracker),
+                progress=progress,
+            )
+            _stop_on_signals(loop)
+            progress = await loop.run()
+        status = "FINISHED" if progress.version == recipe.run.steps else "KILLED"
+    finally:
+        if roles is not None:
+            await roles.close()
+        journal.draw()
+        tracker.close(status)
+    terminal.say(journal.summary(checkpoint.latest(folder)))
+
+
+async def _start(recipe: Recipe, folder: Path, source: Path | None) -> Any:
+    """The roles of `runtime.backend`. Ray is imported only where it is asked for."""
+    if recipe.runtime.backend == "local":
+        from percent_ray.runtime.local import Local
+
+        return Local(recipe, resume=source)
+    from percent_ray.runtime.cluster import Cluster
+
+    return await Cluster.start(recipe, run_folder=folder, resume=source)
+
+
+class _Checkpoint:
+    """Writes everything that `--resume` needs, whole or not at all."""
+
+    def __init__(self, recipe: Recipe, folder: Path, roles: Roles, tracker: Tracker) -> None:
+        self._recipe, self._folder, self._roles, self._tracker = recipe, folder, roles, tracker
+
+    async def __call__(self, progress: Progress) -> None:
+        run = self._recipe.run
+        state = checkpoint.DriverState(
+            version=progress.version,
+            next_group=progress.version * self._recipe.data.groups_per_step,
+            shape_state=asdict(progress.shape_state),
+            mlflow_run_id=self._tracker.run_id,
+        )
+        with checkpoint.writing(self._folder, progress.version, keep=run.keep_checkpoints) as aside:
+            await self._roles.save(aside)
+            checkpoint.write_state(aside, state, self._recipe)
+        last = checkpoint.latest(self._folder)
+        assert last is not None
+        self._tracker.file(last / "policy", f"checkpoints/{last.name}")
+
+
+class Journal:
+    """`loop.Observer`: metrics file, MLflow, terminal lines, pictures."""
+
+    def __init__(self, tracker: Tracker, terminal: Terminal) -> None:
+        self.pictures: list[Path] = []
+        self._tracker = tracker
+        self._terminal = terminal
+        self._spans: list[Sequence[Span]] = []
+        self._probes: list[Mapping[str, float]] = []
+
+    def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None:
+        self._spans = [*self._spans, spans][-TIMELINE_STEPS:]
+        self._tracker.metrics(step, metrics)
+        self._terminal.step(step, metrics)
+
+    def probe(
+        self, version: int, metrics: Mapping[str, float], pictures: Sequence[tuple[str, Any]]
+    ) -> None:
+        """Metrics of probes are logged at the version that drew them, under `probe/`."""
+        self._probes.append(metrics)
+        self._tracker.metrics(version, {f"probe/{name}": v for name, v in metrics.items()})
+        path = self._tracker.folder / "pictures" / f"grid_{version:05d}.png"
+        plots.grid(pictures, path)
+        self._tracker.file(path, "pictures")
+        self.pictures.append(path)
+
+    def draw(self) -> None:
+        """The timeline of the last steps, and the run's curves."""
+        folder = self._tracker.folder
+        if self._spans:
+            plots.timeline([s for spans in self._spans for s in spans], folder / "timeline.png")
+            plots.curves(self._tracker.history.path, folder / "curves.png")
+            for name in ("timeline.png", "curves.png"):
+                self._tracker.file(folder / name, "pictures")
+
+    def summary(self, last: Path | None) -> str:
+        """The end of the run: what the probes say has changed, and where everything is."""
+        return summary(
+            run_id=self._tracker.run_id,
+            tracking_uri=self._tracker.uri,
+            metrics_file=self._tracker.history.path,
+            checkpoint=last,
+            picture=self.pictures[-1] if self.pictures else None,
+            first=self._probes[0] if self._probes else {},
+            last=self._probes[-1] if self._probes else {},
+        )
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """An empty folder PARENT/NAME, or NAME-2, NAME-3 ... where earlier runs have the name."""
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def _probes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    path = recipe.data.probe_prompts
+    source = read_prompts(locate_prompts(path)) if path else prompts
+    return source[: recipe.monitor.probe_groups]
+
+
+def _stop_on_signals(loop: Loop) -> None:
+    """SIGTERM (`ray job stop`) and the first Ctrl-C end the run after the step at hand, with a
+    checkpoint; a second Ctrl-C ends it at once."""
+    running = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        loop.stopping = True
+        running.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, stop, number)

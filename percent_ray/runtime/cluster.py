@@ -1,0 +1,156 @@
+"""The three roles as Ray actors. The driver passes references on and never fetches a payload."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from percent_ray.config import Recipe
+from percent_ray.config import Role as RoleConfig
+from percent_ray.runtime import placement
+from percent_ray.runtime.learner import LearnerGroup
+from percent_ray.runtime.perception import Perceiver
+from percent_ray.runtime.rollout import Rollout
+from percent_ray.types import Perception, Prompt, ShapedBatch, Trajectory, Update
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS (set inside a Ray job), or start one on this machine."""
+    if not ray.is_initialized():
+        # Workers' output stays in their log files: what matters of it comes back as an error.
+        ray.init(log_to_driver=False, logging_level="warning")
+
+
+class Pool:
+    """The actors of one role, each with at most `inflight` calls at a time.
+
+    A call that its actor's death interrupts is made again by Ray on the restarted actor; every draw
+    is a function of ids, so that the second result equals what the first would have been.
+    """
+
+    def __init__(self, kind: type, recipe: Recipe, role: RoleConfig, *, name: str) -> None:
+        actor = ray.remote(kind).options(
+            **placement.options(role), max_restarts=-1, max_task_retries=-1
+        )
+        self.name = name
+        self.actors: list[Any] = [
+            actor.remote(recipe, worker=f"{name}-{i}") for i in range(role.workers)
+        ]
+        self.waiting = 0
+        self._timeout_s = recipe.runtime.timeout_s
+        self._free: asyncio.Queue[Any] = asyncio.Queue()
+        for handle in self.actors * recipe.runtime.inflight:
+            self._free.put_nowait(handle)
+
+    async def ready(self) -> None:
+        """Every actor has loaded its models."""
+        await self._within(asyncio.gather(*(actor.ready.remote() for actor in self.actors)))
+
+    async def call(self, method: str, *args: Any, returns: int = 1, **kwargs: Any) -> list[Any]:
+        """`method` on the next free actor: its first return value, then references to the rest."""
+        self.waiting += 1
+        try:
+            actor = await self._free.get()
+        finally:
+            self.waiting -= 1
+        try:
+            bound = getattr(actor, method).options(num_returns=returns)
+            refs = bound.remote(*args, **kwargs)
+            first, *rest = refs if returns > 1 else [refs]
+            return [await self._within(asyncio.wrap_future(first.future())), *rest]
+        finally:
+            self._free.put_nowait(actor)
+
+    async def _within(self, work: Any) -> Any:
+        try:
+            return await asyncio.wait_for(work, self._timeout_s)
+        except TimeoutError:
+            raise TimeoutError(
+                f"a {self.name} actor did not answer within {self._timeout_s:g} s; "
+                "set runtime.timeout_s higher, or look at the actor's logs"
+            ) from None
+        except RayTaskError as error:
+            # the actor's own exception, without the remote traceback around it
+            raise error.cause if isinstance(error.cause, Exception) else error from error
+
+    def close(self) -> None:
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+class Cluster:
+    """`loop.Roles` on a Ray cluster. Build it with `start`."""
+
+    def __init__(self, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> None:
+        runtime = recipe.runtime
+        self.rollout = Pool(Rollout, recipe, runtime.rollout, name="rollout")
+        self.perception = Pool(Perceiver, recipe, runtime.perception, name="perception")
+        self.learner = LearnerGroup(recipe, run_folder=run_folder, resume=resume)
+        self._keep = runtime.max_staleness + 2
+        self._weights: dict[int, tuple[str, ray.ObjectRef]] = {}
+
+    @classmethod
+    async def start(cls, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> "Cluster":
+        """Start every actor and wait until each has loaded its models.
+
+        Raises ValueError where the cluster is too small or a model's folder is bad.
+        """
+        connect()
+        placement.check(recipe, ray.cluster_resources())
+        cluster = cls(recipe, run_folder=run_folder, resume=resume)
+        try:
+            await asyncio.gather(cluster.rollout.ready(), cluster.perception.ready())
+        except BaseException:
+            await cluster.close()
+            raise
+        return cluster
+
+    async def sample(self, group_id: int, prompt: Prompt, version: int) -> Trajectory:
+        checksum, weights = self._weights[version]
+        trajectory, payload, condition = await self.rollout.call(
+            "sample", group_id, prompt, version, weights, checksum, returns=3
+        )
+        return replace(trajectory, payload=payload, condition=condition)
+
+    async def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:
+        bare = replace(trajectory, payload=None, condition=None)
+        [perception] = await self.perception.call(
+            "perceive", bare, trajectory.payload, pictures=pictures
+        )
+        return perception
+
+    async def update(self, batch: ShapedBatch) -> Update:
+        update, checksum, weights = await self.learner.order("update", batch=batch)
+        assert update is not None
+        self._remember(update.version, checksum, weights)
+        return update
+
+    async def publish(self, version: int) -> None:
+        """An update brings its weights along; only the first version has to be asked for."""
+        if version not in self._weights:
+            _, checksum, weights = await self.learner.order("publish")
+            self._remember(version, checksum, weights)
+
+    def _remember(self, version: int, checksum: str, weights: ray.ObjectRef) -> None:
+        """Weights stay at hand as long as a group of their version may have to be drawn again."""
+        self._weights[version] = (checksum, weights)
+        for old in [v for v in self._weights if v <= version - self._keep]:
+            del self._weights[old]
+
+    async def save(self, folder: Path) -> None:
+        await self.learner.order("save", folder=str(folder.absolute()))
+
+    def queued(self) -> Mapping[str, int]:
+        return {"rollout": self.rollout.waiting, "perception": self.perception.waiting}
+
+    async def close(self) -> None:
+        """End every actor."""
+        with contextlib.suppress(Exception):  # a group that has died cannot be told to stop
+            await self.learner.close()
+        self.rollout.close()
+        self.perception.close()

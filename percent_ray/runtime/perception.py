@@ -1,0 +1,170 @@
+"""The perception role: one sampled group in, its rewards and perceptual log-probs out.
+
+Everything runs on old-policy rollouts under no_grad: it is a reward, never a loss through the
+decoder (PAPER section 2).
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from percent_ray.config import Recipe, locate
+from percent_ray.data import arrow
+from percent_ray.evaluation.diversity import variance_per_dimension
+from percent_ray.models.base import Decoder, family
+from percent_ray.objective.entropy import perceptual_log_prob, scale_features
+from percent_ray.runtime.device import best_device
+from percent_ray.runtime.rollout import measures_steps
+from percent_ray.scorers.base import Scorer, module
+from percent_ray.types import Perception, Prompt, Span, Trajectory
+
+THUMBNAIL = 256
+"""Pixels of a thumbnail's longer side, at most."""
+
+
+class Perceiver:
+    """Holds the VAE decoder and the frozen scorers, loaded at the first call where not given."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        worker: str,
+        decoder: Decoder | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.worker = worker
+        self._decoder = decoder
+        self._scorers = dict(scorers or {})
+
+    def ready(self) -> None:
+        """Load every frozen model. Raises the loaders' ValueError for a bad folder."""
+        device = best_device()
+        for name, scorer in self.recipe.scorers.items():
+            if name not in self._scorers:
+                path = locate(scorer.path) if scorer.path else ""
+                self._scorers[name] = module(name).load(path, device=device)
+        if self._decoder is None:
+            model = self.recipe.model
+            self._decoder = family(model.family).load_decoder(model, device=device)
+
+    @torch.no_grad()
+    def perceive(self, trajectory: Trajectory, payload: pa.Table, *, pictures: bool) -> Perception:
+        """Rewards, perceptual log-probs, features and variances of one group. `payload` is what
+        `trajectory.payload` refers to.
+
+        A reward that raises or is not finite is tried again, then reported in `failures`; it never
+        becomes 0. Errors of the decoder or of an encoder are errors of the run.
+        """
+        start = time.time()
+        self.ready()
+        final = arrow.column(payload, "final")
+        images = self._decode(final)
+        rewards, failures, dropped = self._rewards(images, trajectory.prompt)
+        columns = [trajectory.steps.index(step) for step in trajectory.scored]
+        scored: dict[str, np.ndarray] = {}
+        if measures_steps(self.recipe) and not dropped:
+            std = torch.tensor(trajectory.std)[columns]
+            scored = self._scored_steps(payload, columns, std)
+        features = {space: self._encode(space, images).numpy() for space in self.recipe.spaces}
+        return Perception(
+            group_id=trajectory.group_id,
+            rewards=rewards,
+            log_p_perc=scored,
+            log_p_policy=arrow.column(payload, "log_probs")[:, columns].numpy(),
+            features=features,
+            variance={
+                "latent": variance_per_dimension(final),
+                "pixel": variance_per_dimension(images / 255),
+            },
+            thumbnails=_thumbnails(images) if pictures else None,
+            failures=tuple(failures),
+            dropped=dropped,
+            span=Span("perceive", self.worker, start, time.time(), trajectory.group_id),
+        )
+
+    def _rewards(
+        self, images: UInt8[Tensor, "K 3 h w"], prompt: Prompt
+    ) -> tuple[dict[str, np.ndarray], list[str], bool]:
+        """Rewards by scorer, a line for each failure, and whether a required one failed."""
+        rewards: dict[str, np.ndarray] = {}
+        failures: list[str] = []
+        dropped = False
+        for name, settings in self.recipe.scorers.items():
+            if not settings.weight:
+                continue
+            try:
+                rewards[name] = retried(
+                    lambda scorer=self._scorers[name]: scorer.score(images, [prompt] * len(images)),
+                    retries=settings.retries,
+                )
+            except Exception as error:
+                failures.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
+                dropped |= settings.required
+        return rewards, failures, dropped or not rewards
+
+    def _scored_steps(
+        self, payload: pa.Table, columns: list[int], std: Float32[Tensor, " S"]
+    ) -> dict[str, np.ndarray]:
+        """Perceptual log-prob [K, S] in every space: samples and means are decoded together."""
+        if self.recipe.perceptual.decode == "clean":
+            samples = arrow.column(payload, "clean_next")
+            means = arrow.column(payload, "clean_mean")
+        else:
+            samples = arrow.column(payload, "latents")[:, [i + 1 for i in columns]]
+            means = arrow.column(payload, "means")[:, columns]
+        pairs = torch.stack([samples, means])
+        images = self._decode(pairs.flatten(0, 2))
+        result: dict[str, np.ndarray] = {}
+        for space in self.recipe.perceptual.spaces:
+            features = scale_features(
+                self._encode(space, images), self.recipe.perceptual.feature_scale
+            )
+            ours, theirs = features.unflatten(0, pairs.shape[:3])
+            result[space] = perceptual_log_prob(ours, theirs, std).numpy()
+        return result
+
+    def _decode(self, latents: Tensor) -> UInt8[Tensor, "N 3 h w"]:
+        decoder = self._decoder
+        assert decoder is not None
+        return torch.cat([decoder.decode(part) for part in self._batches(latents)])
+
+    def _encode(self, space: str, images: UInt8[Tensor, "N 3 h w"]) -> Float32[Tensor, "N D"]:
+        return torch.cat([self._scorers[space].encode(part) for part in self._batches(images)])
+
+    def _batches(self, tensor: Tensor) -> Iterable[Tensor]:
+        return tensor.split(self.recipe.perceptual.batch_size)
+
+
+def retried(score: Callable[[], Tensor], *, retries: int) -> Float32[np.ndarray, " K"]:
+    """`score()` as finite float32 values, called up to 1 + `retries` times.
+
+    Raises the last call's error, or ValueError where the values were not finite.
+    """
+    for attempt in range(retries + 1):
+        try:
+            values = score().float().cpu().numpy()
+            if not np.isfinite(values).all():
+                raise ValueError(f"{np.sum(~np.isfinite(values))} of {len(values)} not finite")
+            return values
+        except Exception:
+            if attempt == retries:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _thumbnails(images: UInt8[Tensor, "K 3 H W"]) -> UInt8[np.ndarray, "K 3 h w"]:
+    factor = THUMBNAIL / max(images.shape[-2:])
+    if factor < 1:
+        images = (
+            torch.nn.functional.interpolate(images.float(), scale_factor=factor, mode="area")
+            .round()
+            .to(torch.uint8)
+        )
+    return images.cpu().numpy()

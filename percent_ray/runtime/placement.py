@@ -1,0 +1,40 @@
+"""What a recipe asks of the cluster, held against what the cluster has."""
+
+from collections.abc import Mapping
+
+from percent_ray.config import Recipe, Role
+
+GIB = 1024**3
+
+
+def options(role: Role) -> dict[str, float]:
+    """Ray's resource options for one worker of a role."""
+    memory = {"memory": role.memory_gb * GIB} if role.memory_gb else {}
+    return {"num_cpus": role.cpus, "num_gpus": role.gpus} | memory
+
+
+def check(recipe: Recipe, available: Mapping[str, float]) -> None:
+    """Raises ValueError, naming the role, where the cluster cannot give what the recipe asks.
+
+    `available` is `ray.cluster_resources()`; roles are counted in the order in which they start.
+    """
+    left = {
+        "CPU": available.get("CPU", 0.0),
+        "GPU": available.get("GPU", 0.0),
+        "memory": available.get("memory", 0.0) / GIB,
+    }
+    runtime = recipe.runtime
+    for name in ("rollout", "perception", "learner"):
+        role: Role = getattr(runtime, name)
+        asked = {"CPU": role.cpus, "GPU": role.gpus, "memory": role.memory_gb}
+        for resource, field in (("CPU", "cpus"), ("GPU", "gpus"), ("memory", "memory_gb")):
+            wanted = asked[resource] * role.workers
+            if wanted > left[resource] + 1e-6:
+                unit = " GiB" if resource == "memory" else ""
+                raise ValueError(
+                    f"runtime.{name}: {role.workers} workers x {asked[resource]:g} {resource} = "
+                    f"{wanted:g}{unit} asked, {left[resource]:g}{unit} of "
+                    f"{available.get(resource, 0) / (GIB if unit else 1):g}{unit} available; set "
+                    f"runtime.{name}.workers or runtime.{name}.{field} lower, or add nodes"
+                )
+            left[resource] -= wanted

@@ -1,0 +1,156 @@
+import asyncio
+import math
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from percent_ray.config import Recipe, Role
+from percent_ray.flow.schedule import policy_entropy
+from percent_ray.runtime.local import Local
+from tests.end_to_end import world as worlds
+from tests.fakes import FakeObserver
+
+
+def run_locally(recipe: Recipe) -> FakeObserver:
+    return asyncio.run(worlds.train(recipe, Local(recipe)))
+
+
+def assert_same(found: FakeObserver, expected: FakeObserver) -> None:
+    """The same numbers at every step, but for float32 rounding."""
+    steps = list(zip(worlds.numbers(found), worlds.numbers(expected), strict=True))
+    assert steps
+    for ours, theirs in steps:
+        assert ours.keys() == theirs.keys()
+        assert {k: pytest.approx(v, rel=1e-3, abs=1e-5) for k, v in theirs.items()} == ours
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_local_run_is_deterministic_and_on_policy_at_first(world, tmp_path, staleness: int):
+    recipe = worlds.recipe(world, tmp_path, backend="local", max_staleness=staleness)
+    once, again = run_locally(recipe), run_locally(recipe)
+    assert worlds.numbers(once) == worlds.numbers(again)
+    metrics = worlds.numbers(once)
+    assert metrics[0]["ratio/first_max_dev"] < 1e-6
+    assert [m["staleness/max"] for m in metrics] == [0, staleness, 0], "version 2 is a checkpoint"
+
+
+@pytest.mark.parametrize(
+    "perceptual",
+    [
+        {"method": "pcvae"},
+        {"method": "pec", "decode": "clean", "steps": 2, "omega": "variance"},
+        {"method": "pec", "entropy": "marginal", "strength_mode": "relative"},
+        {"method": "none", "measure": False},
+    ],
+    ids=lambda p: "-".join(str(v) for v in p.values()),
+)
+def test_every_shaping_runs(world, tmp_path, perceptual):
+    base = worlds.recipe(world, tmp_path, backend="local")
+    fields = base.model_dump() | {"perceptual": base.perceptual.model_dump() | perceptual}
+    fields["run"]["steps"] = 1
+    observer = run_locally(Recipe.model_validate(fields))
+    [metrics] = worlds.numbers(observer)
+    assert metrics["learner/updates"] == 2
+    assert all(math.isfinite(value) for value in metrics.values())
+    shaped = metrics["reward/shaped_mean"] != pytest.approx(metrics["reward/mean"])
+    assert shaped == (perceptual["method"] != "none")
+    measured = any(name.startswith("entropy/perceptual") for name in metrics)
+    assert measured == perceptual.get("measure", True)
+
+
+def test_invariant_7_policy_entropy_is_the_schedules_constant(world, tmp_path):
+    recipe = worlds.recipe(world, tmp_path, backend="local")
+    roles = Local(recipe)
+    before = {name: p.detach().clone() for name, p in roles.policy.trainable().items()}
+    metrics = worlds.numbers(asyncio.run(worlds.train(recipe, roles)))
+    after = roles.policy.trainable()
+    assert any((before[name] != after[name]).any() for name in before), "the policy has changed"
+    constant = policy_entropy(
+        roles.policy.sigmas(4), noise_level=0.7, kind="flow_sde", steps=range(3)
+    ).mean()
+    for step in metrics:
+        assert step["entropy/policy"] == pytest.approx(float(constant), abs=1e-6)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_invariant_9_the_ray_runtime_gives_the_local_numbers(world, tmp_path, ray_cluster):
+    from percent_ray.runtime.cluster import Cluster
+
+    recipe = worlds.recipe(world, tmp_path)
+
+    async def on_ray() -> FakeObserver:
+        roles = await Cluster.start(recipe, run_folder=tmp_path, resume=None)
+        try:
+            return await worlds.train(recipe, roles)
+        finally:
+            await roles.close()
+
+    assert_same(asyncio.run(on_ray()), run_locally(recipe))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_killed_actors_lose_and_double_no_group(world, tmp_path, ray_cluster):
+    """kill -9 of a rollout actor and of a perception actor while they work: the run ends as if
+    nothing had happened, down to its numbers."""
+    from percent_ray.runtime.cluster import Cluster
+
+    recipe = worlds.recipe(world, tmp_path)
+    killed: list[int] = []
+
+    class Killing(Cluster):
+        """Kills both actors when group 3 is sampled, and again counts what comes of it."""
+
+        async def sample(self, group_id, prompt, version):
+            work = asyncio.ensure_future(super().sample(group_id, prompt, version))
+            if group_id == 3:
+                kill("Rollout")
+            return await work
+
+        async def perceive(self, trajectory, *, pictures):
+            work = asyncio.ensure_future(super().perceive(trajectory, pictures=pictures))
+            if trajectory.group_id == 2:
+                kill("Perceiver")
+            return await work
+
+    def kill(name: str) -> None:
+        for process in psutil.process_iter(["cmdline"]):
+            if " ".join(process.info["cmdline"] or []).startswith(f"ray::{name}"):
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+
+    async def on_ray() -> FakeObserver:
+        roles = await Killing.start(recipe, run_folder=tmp_path, resume=None)
+        try:
+            return await worlds.train(recipe, roles)
+        finally:
+            await roles.close()
+
+    observer = asyncio.run(on_ray())
+    assert len(killed) == 2
+    assert [m["groups/dropped"] for m in worlds.numbers(observer)] == [0, 0, 0]
+    assert_same(observer, run_locally(recipe))
+
+
+@pytest.mark.ray
+def test_a_cluster_that_is_too_small_is_one_clear_error(world, tmp_path, ray_cluster):
+    from percent_ray.runtime.cluster import Cluster
+
+    recipe = worlds.recipe(world, tmp_path, rollout=Role(workers=3, gpus=1))
+    with pytest.raises(ValueError, match=r"runtime\.rollout: 3 workers x 1 GPU = 3 asked, 0 of 0"):
+        asyncio.run(Cluster.start(recipe, run_folder=tmp_path, resume=None))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_actors_error_reaches_the_driver_as_itself(world, tmp_path, ray_cluster):
+    from percent_ray.runtime.cluster import Cluster
+
+    base = worlds.recipe(world, tmp_path)
+    recipe = base.model_copy(update={"model": base.model.model_copy(update={"resolution": 17})})
+    with pytest.raises(ValueError, match=r"model\.resolution 17 does not fit"):
+        asyncio.run(Cluster.start(recipe, run_folder=Path(tmp_path), resume=None))

@@ -1,0 +1,88 @@
+"""A whole recipe on random tiny models, seconds to run; built once a test session."""
+
+from pathlib import Path
+from typing import Any
+
+from percent_ray.config import (
+    Data,
+    Learner,
+    Model,
+    Monitor,
+    Perceptual,
+    Recipe,
+    Role,
+    Run,
+    Runtime,
+    Sampling,
+    Scorer,
+)
+from percent_ray.data.prompts import PromptStream, read_prompts
+from percent_ray.loop import Loop, Progress
+from tests import tiny
+from tests.fakes import FakeObserver
+
+THIRD = Role(cpus=0.3, gpus=0)
+
+
+def build(folder: Path) -> Path:
+    """A folder with `sd3`, `clip` and `prompts.txt`."""
+    tiny.build_sd3(folder / "sd3")
+    tiny.build_clip(folder / "clip")
+    (folder / "prompts.txt").write_text("red circle\nblue square\ngreen cross\n")
+    return folder
+
+
+def recipe(world: Path, runs: Path, **runtime: Any) -> Recipe:
+    """PEC on the world of `build`: 3 steps of 2 groups of 4 images, a checkpoint every 2 steps."""
+    return Recipe(
+        run=Run(steps=3, checkpoint_every=2, folder=str(runs), name="tiny"),
+        model=Model(
+            path=str(world / "sd3"),
+            resolution=16,
+            guidance=2.0,
+            dtype="float32",
+            t5=False,
+            max_sequence_length=4,
+            lora_rank=4,
+        ),
+        scorers={
+            "pickscore": Scorer(path=str(world / "clip"), weight=1.0),
+            "clip": Scorer(path=str(world / "clip")),
+        },
+        sampling=Sampling(steps=4, group_size=4, batch_size=4),
+        perceptual=Perceptual(method="pec"),
+        learner=Learner(micro_batch=2, lr=1e-3, ema_every=1),
+        data=Data(prompts=str(world / "prompts.txt"), groups_per_step=2),
+        monitor=Monitor(spaces=("clip",), probe_every=2, probe_groups=1),
+        runtime=Runtime(**{"rollout": THIRD, "perception": THIRD, "learner": THIRD} | runtime),
+    )
+
+
+async def train(recipe: Recipe, roles: Any) -> FakeObserver:
+    """Run the loop over `roles` to its end; returns what it told."""
+    observer = FakeObserver()
+    prompts = read_prompts(recipe.data.prompts)
+
+    async def checkpoint(progress: Progress) -> None:
+        """These runs keep nothing."""
+
+    loop = Loop(
+        recipe,
+        roles,
+        stream=PromptStream(prompts, seed=recipe.run.seed),
+        probes=prompts[: recipe.monitor.probe_groups],
+        observer=observer,
+        checkpoint=checkpoint,
+        progress=Progress(),
+    )
+    await loop.run()
+    return observer
+
+
+def numbers(observer: FakeObserver) -> list[dict[str, float]]:
+    """The metrics of every step that are not about time."""
+    clocks = ("time/", "throughput/", "queue/")
+    return [
+        {name: value for name, value in metrics.items() if not name.startswith(clocks)}
+        for _, metrics, _ in observer.steps
+    ]

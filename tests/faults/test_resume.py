@@ -1,0 +1,99 @@
+"""Whole runs in processes of their own, killed and resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from percent_ray import recipe as recipes
+from percent_ray.monitor import history
+from tests.end_to_end import world as worlds
+
+JOB = Path(__file__).parents[2] / "jobs" / "train_pec.py"
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return worlds.build(tmp_path_factory.mktemp("world"))
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(JOB), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    return output
+
+
+def metrics(run: Path) -> dict[int, dict[str, float]]:
+    clocks = ("time/", "throughput/", "queue/", "probe/")
+    return {
+        step: {name: value for name, value in values.items() if not name.startswith(clocks)}
+        for step, values in history.read(run / "metrics.jsonl").items()
+    }
+
+
+def write_recipe(world: Path, runs: Path, name: str) -> Path:
+    recipe = worlds.recipe(world, runs, backend="local")
+    changed = recipe.model_copy(
+        update={"run": recipe.run.model_copy(update={"name": name, "steps": 6})}
+    )
+    path = runs / f"{name}.yaml"
+    path.write_text(recipes.dump(changed))
+    return path
+
+
+@pytest.mark.slow
+def test_invariant_8_a_killed_and_resumed_run_equals_the_straight_run(world, tmp_path):
+    straight = tmp_path / "straight"
+    output = finish(start("--config", str(write_recipe(world, tmp_path, "straight"))))
+    assert "step 6/6" in output
+    killed = tmp_path / "killed"
+    process = start("--config", str(write_recipe(world, tmp_path, "killed")))
+    while not (killed / "checkpoints" / "step-00000004").is_dir():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "checkpoints" / "step-00000006").exists()
+    finish(start("--resume", str(killed)))
+    assert metrics(killed) == metrics(straight)
+    weights = "checkpoints/step-00000006/policy/pytorch_lora_weights.safetensors"
+    assert (killed / weights).read_bytes() == (straight / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_sigterm_writes_a_checkpoint_and_the_run_can_go_on(world, tmp_path):
+    run = tmp_path / "stopped"
+    process = start("--config", str(write_recipe(world, tmp_path, "stopped")))
+    while not (run / "metrics.jsonl").is_file() or not metrics(run).get(0):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    assert list((run / "checkpoints").glob("step-*"))
+    finish(start("--resume", str(run)))
+    assert sorted(step for step, values in metrics(run).items() if values) == list(range(6))
+
+
+@pytest.mark.slow
+def test_resume_refuses_another_recipe_in_one_line(world, tmp_path):
+    config = write_recipe(world, tmp_path, "once")
+    finish(start("--config", str(config), "--run.steps", "2"))
+    output = finish(
+        start("--resume", str(tmp_path / "once"), "--sampling.noise_level", "0.9"), code=2
+    )
+    [line] = [line for line in output.splitlines() if line.startswith("error:")]
+    assert "sampling.noise_level was 0.7, is 0.9" in line
