@@ -13,16 +13,17 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from percent_ray.config import Data, Model, Perceptual, Recipe, Runtime, Sampling
 from percent_ray.config import Learner as LearnerConfig
-from percent_ray.config import Model, Perceptual, Recipe, Runtime, Sampling
 from percent_ray.learn.engine import TorchEngine
 from percent_ray.learn.learner import Learner
 from percent_ray.models import lora
@@ -34,7 +35,7 @@ from percent_ray.runtime.perception import Perceiver
 from percent_ray.runtime.rollout import Rollout
 from percent_ray.types import Prompt, ShapedBatch, ShapedRow, Trajectory
 
-TRANSFORMER = {
+TRANSFORMER: dict[str, Any] = {
     "sample_size": 128,
     "patch_size": 2,
     "in_channels": 16,
@@ -50,7 +51,7 @@ TRANSFORMER = {
     "dual_attention_layers": tuple(range(13)),
 }
 """SD3.5-M's published config."""
-VAE = {
+VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -62,7 +63,7 @@ VAE = {
     "use_post_quant_conv": False,
 }
 """SD3's published VAE."""
-CLIP_H = {
+CLIP_H: dict[str, Any] = {
     "vision_config": {
         "hidden_size": 1280,
         "intermediate_size": 5120,
@@ -97,7 +98,7 @@ class RandomText(StableDiffusion3):
 class RandomPickScore:
     """A `Scorer` with PickScore's image tower; its score is a cosine with a fixed direction."""
 
-    def __init__(self, tower: CLIPModel, size: int, device: torch.device) -> None:
+    def __init__(self, tower: Any, size: int, device: torch.device) -> None:
         self._tower = tower.to(device).eval().requires_grad_(False)
         self._processor = CLIPImageProcessor(
             size={"shortest_edge": size}, crop_size={"height": size, "width": size}
@@ -115,68 +116,67 @@ class RandomPickScore:
         return torch.nn.functional.normalize(self.encode(images), dim=-1)[:, 0]
 
 
-def build(tiny: bool, group: int) -> tuple[Recipe, RandomText, VaeDecoder, RandomPickScore]:
+TINY: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 128,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 64,
+        "dual_attention_layers": (0,),
+    },
+    "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+    "tower": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "patch_size": 14,
+    },
+}
+"""What `--tiny` changes."""
+
+
+@dataclass(frozen=True)
+class Models:
+    recipe: Recipe
+    policy: RandomText
+    decoder: VaeDecoder
+    scorer: RandomPickScore
+
+
+def build(tiny: bool, group: int) -> Models:
+    """Everything on the device with random weights, in bf16 on a GPU and float32 on a CPU."""
     device = best_device()
-    transformer_config, vae_config, clip_config = dict(TRANSFORMER), dict(VAE), dict(CLIP_H)
-    resolution, pixels = 512, 224
-    if tiny:
-        transformer_config |= {
-            "num_layers": 2,
-            "num_attention_heads": 2,
-            "caption_projection_dim": 128,
-            "joint_attention_dim": 64,
-            "pooled_projection_dim": 64,
-            "dual_attention_layers": (0,),
-        }
-        vae_config |= {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
-        clip_config = {
-            "vision_config": {
-                "hidden_size": 64,
-                "intermediate_size": 128,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "patch_size": 14,
-            },
-            "projection_dim": 32,
-        }
-        resolution = 64
+    changes = TINY if tiny else {"transformer": {}, "vae": {}, "tower": {}}
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     recipe = Recipe(
-        model=Model(resolution=resolution, dtype=dtype),
+        model=Model(resolution=64 if tiny else 512, dtype=dtype),
         sampling=Sampling(group_size=group, batch_size=group),
         learner=LearnerConfig(micro_batch=group // 2),
-        data={"groups_per_step": 1},
+        data=Data(groups_per_step=1),
         runtime=Runtime(backend="local", max_staleness=0),
     )
+    torch.set_default_dtype(getattr(torch, dtype))
     with torch.device(device):
-        torch.set_default_dtype(getattr(torch, dtype))
-        transformer = SD3Transformer2DModel(**transformer_config)
-        vae = AutoencoderKL(**vae_config)
-        tower = CLIPModel(CLIPConfig(**clip_config))
-        torch.set_default_dtype(torch.float32)
+        transformer: Any = SD3Transformer2DModel(**TRANSFORMER | changes["transformer"])
+        vae = AutoencoderKL(**VAE | changes["vae"])
+        vision = CLIP_H["vision_config"] | changes["tower"]
+        tower: Any = CLIPModel(CLIPConfig(**CLIP_H | {"vision_config": vision}))
+    torch.set_default_dtype(torch.float32)
     model = recipe.model
-    transformer.cpu()
     lora.add(
-        transformer,
+        transformer.cpu(),
         rank=model.lora_rank,
         alpha=model.lora_alpha,
         targets=model.lora_targets,
         seed=recipe.run.seed,
     )
-    policy = RandomText(
-        model,
-        transformer.to(device),
-        FlowMatchEulerDiscreteScheduler(shift=3.0),
-        None,
-        side=resolution // 8,
-        device=device,
-    )
-    return (
-        recipe,
-        policy,
-        VaeDecoder(vae.requires_grad_(False)),
-        RandomPickScore(tower, pixels, device),
-    )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    side = recipe.model.resolution // 8
+    policy = RandomText(model, transformer.to(device), scheduler, None, side=side, device=device)
+    decoder = VaeDecoder(vae.requires_grad_(False))
+    return Models(recipe, policy, decoder, RandomPickScore(tower, 224, device))
 
 
 def timed(work: Callable[[], Any], repeats: int) -> tuple[Any, float, float]:
@@ -211,73 +211,91 @@ def velocity_flops(policy: RandomText, images: int) -> float:
     return float(counter.get_total_flops())
 
 
-def measure(tiny: bool, group: int, repeats: int) -> dict[str, Any]:
-    recipe, policy, decoder, scorer = build(tiny, group)
-    device = best_device()
-    prompt = Prompt("a photo of a red circle")
-    rollout = Rollout(recipe, worker="benchmark", policy=policy)
-    (bare, payload, condition), sample_s, sample_gib = timed(
-        lambda: rollout.sample(0, prompt, 0), repeats
-    )
-    forms = {
-        "all_steps": Perceptual(method="pec"),
-        "3_steps": Perceptual(method="pec", steps=3),
-        "marginal": Perceptual(method="pec", entropy="marginal", measure=False),
-    }
-    perceive: dict[str, float] = {}
-    perceive_gib = 0.0
-    for name, perceptual in forms.items():
-        changed = recipe.model_copy(update={"perceptual": perceptual})
-        perceiver = Perceiver(
-            changed, worker="benchmark", decoder=decoder, scorers={"pickscore": scorer}
-        )
-        scored = tuple(bare.steps)[: perceptual.steps or None]
-        trajectory: Trajectory = replace(bare, scored=scored)
+FORMS = {
+    "all_steps": Perceptual(method="pec"),
+    "3_steps": Perceptual(method="pec", steps=3),
+    "marginal": Perceptual(method="pec", entropy="marginal", measure=False),
+}
+"""Ways to perceive: noisy decodes of every trained step, of three, and of none."""
 
-        def work(p: Perceiver = perceiver, t: Trajectory = trajectory) -> Any:
+
+def perceive(
+    models: Models, trajectory: Trajectory, payload: pa.Table, repeats: int
+) -> tuple[dict[str, float], float]:
+    """Seconds of each form, and the largest peak GiB."""
+    seconds: dict[str, float] = {}
+    largest = 0.0
+    for name, perceptual in FORMS.items():
+        perceiver = Perceiver(
+            models.recipe.model_copy(update={"perceptual": perceptual}),
+            worker="benchmark",
+            decoder=models.decoder,
+            scorers={"pickscore": models.scorer},
+        )
+        changed = replace(trajectory, scored=tuple(trajectory.steps)[: perceptual.steps or None])
+
+        def work(p: Perceiver = perceiver, t: Trajectory = changed) -> Any:
             return p.perceive(t, payload, pictures=False)
 
-        _, perceive[name], gib = timed(work, repeats)
-        perceive_gib = max(perceive_gib, gib)
-    learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
-    advantages = torch.linspace(-1, 1, group).numpy()
+        _, seconds[name], gib = timed(work, repeats)
+        largest = max(largest, gib)
+    return seconds, largest
 
-    def update() -> Any:
+
+def update(
+    models: Models, payload: pa.Table, condition: pa.Table, repeats: int
+) -> tuple[float, float]:
+    """Seconds of one learner step on the group, and its peak GiB."""
+    learner = Learner(
+        models.recipe, models.policy, TorchEngine(models.recipe.learner, models.policy)
+    )
+    advantages = torch.linspace(-1, 1, payload.num_rows).numpy()
+
+    def work() -> Any:
         row = ShapedRow(0, learner.version, payload, condition, advantages)
         batch = ShapedBatch(learner.version, learner.version, (row,))
         return learner.update(batch, [(payload, condition)])
 
-    _, update_s, update_gib = timed(update, repeats)
+    _, seconds, gib = timed(work, repeats)
+    return seconds, gib
+
+
+def measure(tiny: bool, group: int, repeats: int) -> dict[str, Any]:
+    models = build(tiny, group)
+    device = best_device()
+    prompt = Prompt("a photo of a red circle")
+    rollout = Rollout(models.recipe, worker="benchmark", policy=models.policy)
+    (trajectory, payload, condition), sample_s, sample_gib = timed(
+        lambda: rollout.sample(0, prompt, 0), repeats
+    )
+    perceive_s, perceive_gib = perceive(models, trajectory, payload, repeats)
+    update_s, update_gib = update(models, payload, condition, repeats)
     peak = matrix_rate(device, 8192 if device.type == "cuda" else 1024)
-    forward = velocity_flops(policy, group)
-    steps, trained = recipe.sampling.steps, len(bare.steps)
-    # a replay is both passes forward and, through the conditional one, a backward of twice its cost
-    # less the frozen weights' gradients: one more forward
-    update_flops = trained * (forward + forward / 2)
-    iteration_s = sample_s + perceive["all_steps"] + update_s
+    forward = velocity_flops(models.policy, group)
+    # A replay is both passes forward, and a backward through the conditional one: the gradient of
+    # its activations costs a forward, that of the frozen weights is not computed.
+    update_flops = len(trajectory.steps) * (forward + forward / 2)
+    sample_flops = models.recipe.sampling.steps * forward
+    memory = {"sample": sample_gib, "perceive": perceive_gib, "update": update_gib}
     return {
         "benchmark": "gpu",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "tiny": tiny,
-        "resolution": recipe.model.resolution,
+        "resolution": models.recipe.model.resolution,
         "group": group,
-        "images_per_s": round(group / iteration_s, 4),
+        "images_per_s": round(group / (sample_s + perceive_s["all_steps"] + update_s), 4),
         "sample_s": round(sample_s, 3),
-        "perceive_s": {name: round(seconds, 3) for name, seconds in perceive.items()},
+        "perceive_s": {name: round(seconds, 3) for name, seconds in perceive_s.items()},
         "update_s": round(update_s, 3),
-        "peak_gib": {
-            "sample": round(sample_gib, 1),
-            "perceive": round(perceive_gib, 1),
-            "update": round(update_gib, 1),
-        },
+        "peak_gib": {stage: round(gib, 1) for stage, gib in memory.items()},
         "matrix_tflops": round(peak / 1e12, 2),
-        "sample_utilisation": round(steps * forward / sample_s / peak, 3),
+        "sample_utilisation": round(sample_flops / sample_s / peak, 3),
         "update_utilisation": round(update_flops / update_s / peak, 3),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--tiny", action="store_true", help="a network of a few layers, any machine"
     )

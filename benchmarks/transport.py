@@ -10,6 +10,7 @@ object store's shared mapping.
 
 import argparse
 import json
+import logging
 import statistics
 import time
 from pathlib import Path
@@ -82,8 +83,10 @@ class Reader:
 
 
 def measure(images: int, repeats: int) -> dict[str, Any]:
-    sender, reader = Sender.remote(images), Reader.remote()
-    size_mb = ray.get(sender.size.remote()) / 1e6
+    sender: Any = Sender.remote(images)
+    reader: Any = Reader.remote()
+    size: int = ray.get(sender.size.remote())
+    size_mb = size / 1e6
     seconds: dict[str, list[float]] = {"arrow": [], "numpy": []}
     reads: list[dict[str, Any]] = []
     for _ in range(repeats):
@@ -109,11 +112,11 @@ def measure(images: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=80, help="images in the group")
     parser.add_argument("--repeats", type=int, default=5, help="times the table is sent")
     arguments = parser.parse_args()
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         print(json.dumps(measure(arguments.images, arguments.repeats)))
     finally:

@@ -50,7 +50,8 @@ def rollout(recipe: Recipe) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}.arrow"
     _write(batch, path)
-    grid([(t.prompt.text, seen.thumbnails) for t, seen in groups], path.with_suffix(".png"))
+    pictures = [(t.prompt.text, s.thumbnails) for t, s in groups if s.thumbnails is not None]
+    grid(pictures, path.with_suffix(".png"))
     print(json.dumps(metrics, indent=1))
     print(f"groups: {path}\npictures: {path.with_suffix('.png')}")
     return path

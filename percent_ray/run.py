@@ -127,6 +127,8 @@ class Journal:
 
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None:
         self._spans = [*self._spans, spans][-TIMELINE_STEPS:]
+        with (self._tracker.folder / "spans.jsonl").open("a") as file:
+            file.writelines(json.dumps(asdict(span)) + "\n" for span in spans)
         self._tracker.metrics(step, metrics)
         self._terminal.step(step, metrics)
 

@@ -70,7 +70,8 @@ class FakeRoles:
         await self._work()
         self.consumed.append(batch)
         self.version = batch.version + 1
-        return Update(self.version, {"loss/total": 0.0}, "", Span("update", "fake", start, time.time()))
+        span = Span("update", "fake", start, time.time())
+        return Update(self.version, {"loss/total": 0.0}, "", span)
 
     async def publish(self, version: int) -> None:
         self.published.append(version)

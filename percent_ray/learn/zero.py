@@ -18,6 +18,7 @@ TAG = "zero"
 class ZeroEngine:
     """`Engine` of one rank of a group, at `learner.zero_stage`.
 
+    `policy.module` becomes DeepSpeed's wrapper: `velocity` must call the network through it.
     Joins the initialised torch.distributed group, or makes one from RANK, WORLD_SIZE and the like.
     Float32 trained weights are stepped in float32 whatever the frozen ones are; bfloat16 ones (full
     fine-tuning) by DeepSpeed's bf16 mode: float32 master weights and gradient sums, ZeRO 1-3.
@@ -36,6 +37,9 @@ class ZeroEngine:
             config=settings,
             dist_init_required=False,
         )
+        # DeepSpeed counts the passes of a step in the engine's own forward: called past it, ZeRO-3
+        # keeps the last pass's gradients only, and bf16 adds some of them twice.
+        policy.module = self._engine
         self.rank = torch.distributed.get_rank()
         self.world = torch.distributed.get_world_size()
         self.device = torch.device(self._engine.device)

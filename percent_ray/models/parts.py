@@ -1,8 +1,5 @@
 """What the model families share: a diffusers folder's index, the size of a latent, the decoder."""
 
-# diffusers resolves its public names lazily:
-# pyright: reportPrivateImportUsage=false
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,8 +1,5 @@
 """Stable Diffusion 3 and 3.5: any folder or hub id of a diffusers StableDiffusion3Pipeline."""
 
-# diffusers resolves its public names lazily:
-# pyright: reportPrivateImportUsage=false
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path

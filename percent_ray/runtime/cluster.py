@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ def connect() -> None:
     """Join the cluster of RAY_ADDRESS (set inside a Ray job), or start one on this machine."""
     if not ray.is_initialized():
         # Workers' output stays in their log files: what matters of it comes back as an error.
-        ray.init(log_to_driver=False, logging_level="warning")
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
 
 
 class Pool:

@@ -63,7 +63,7 @@ def _placed(boxes: list[Box], anchors: list[Box], relation: str) -> bool:
 
 
 def judge(detections: Detections, metadata: Metadata) -> bool:
-    """GenEval's verdict: every ``include`` is met by its most confident boxes, no ``exclude`` is."""
+    """GenEval's verdict: every ``include`` met by its most confident boxes, no ``exclude``."""
     kept = _kept(detections, metadata["tag"])
     groups: list[list[Box] | None] = []
     for wanted in metadata.get("include", []):

@@ -151,7 +151,7 @@ def test_reading_the_wrong_table_is_one_line():
     )
     with pytest.raises(ValueError, match="of version 0"):
         arrow.steps(old)
-    with pytest.raises(ValueError, match="has 2 chunks; combine_chunks"):
+    with pytest.raises(ValueError, match="is in 2 chunks; combine_chunks"):
         arrow.column(pa.concat_tables([trajectory, trajectory]), "latents")
 
 

@@ -33,8 +33,10 @@ class Adapted(nn.Linear):
         nn.init.normal_(self.adapter.weight, std=0.02)
 
     def forward(self, input: Tensor) -> Tensor:
-        output = super().forward(input)
-        return output + self.adapter(input) if self.adapted else output
+        output = super().forward(input.to(self.weight.dtype))
+        if self.adapted:
+            output = output + self.adapter(input.to(self.adapter.weight.dtype))
+        return output
 
 
 class Velocity(nn.Module):
@@ -46,13 +48,13 @@ class Velocity(nn.Module):
 
     def forward(self, latents: Tensor, sigma: Tensor, embeds: Tensor) -> Tensor:
         inputs = torch.cat([latents.flatten(1), sigma[:, None], embeds], 1)
-        inputs = inputs.to(self.first.weight.dtype)
         hidden = torch.tanh(self.middle(torch.tanh(self.first(inputs))))
         return self.last(hidden).float().reshape(latents.shape)
 
 
 class FakePolicy:
-    """`models.base.Policy` with guidance 2. `full` trains every weight, in `dtype`."""
+    """`models.base.Policy` with guidance 2. `dtype` is that of the layers; `full` trains them,
+    else only their float32 adapters."""
 
     latent_shape = SHAPE
 
@@ -61,10 +63,12 @@ class FakePolicy:
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.module = Velocity()
-        self.module.to(dtype)
-        for name, parameter in self.module.named_parameters():
+            self.module: nn.Module = Velocity()
+        self._net = self.module.to(dtype)
+        for name, parameter in self._net.named_parameters():
             parameter.requires_grad_(full or "adapter" in name)
+            if not full and parameter.requires_grad:
+                parameter.data = parameter.data.float()
 
     def encode(self, texts: Sequence[str]) -> Condition:
         rows = [torch.randn(3, generator=generator("encode", text)) for text in texts]
@@ -82,7 +86,7 @@ class FakePolicy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        layers = [layer for layer in self.module.modules() if isinstance(layer, Adapted)]
+        layers = [layer for layer in self._net.modules() if isinstance(layer, Adapted)]
         for layer in layers:
             layer.adapted = False
         try:
@@ -92,7 +96,7 @@ class FakePolicy:
                 layer.adapted = True
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        return {k: v for k, v in self.module.named_parameters() if v.requires_grad}
+        return {k: v for k, v in self._net.named_parameters() if v.requires_grad}
 
     def save(self, folder: str, weights: Mapping[str, Tensor]) -> None:
         Path(folder).mkdir()

@@ -78,10 +78,12 @@ def test_the_state_comes_back_also_with_settings_that_may_change(tmp_path):
 
 def test_another_recipe_is_named_field_by_field(tmp_path):
     write_state(tmp_path, STATE, fake_recipe(tmp_path))
-    other = fake_recipe(tmp_path, learner={"lr": 0.5}, scorers={"clip": {"weight": 1.0}})
+    other = fake_recipe(
+        tmp_path, learner={"lr": 0.5}, scorers={"clip": {}, "pickscore": {"weight": 2.0}}
+    )
     message = (
-        r"learner.lr was 0.001, is 0.5; "
-        r"scorers.clip.path was not there, is ; .*scorers.pickscore.weight was 1.0, is not there"
+        r"learner.lr was 0.001, is 0.5; scorers.clip.path was not there, is ; "
+        r".*; scorers.pickscore.weight was 1.0, is 2.0; set them back$"
     )
     with pytest.raises(ValueError, match=message):
         read_state(tmp_path, other)

@@ -1,11 +1,8 @@
 import pytest
 import torch
 
-from percent_ray.models import sd3
-from tests.models.test_sd3 import TEXTS, case, noise, perturb, policy
-from tests.tiny import TARGETS, load_sd3, sd3_config
-
-CPU = torch.device("cpu")
+from tests.models.cases import TEXTS, case, noise, perturb, policy
+from tests.tiny import TARGETS, load_sd3
 
 
 def test_adapter_is_a_function_of_the_seed(folder):
@@ -85,7 +82,7 @@ def test_saved_weights_are_those_given(folder, tmp_path):
 
 
 def test_exception_inside_the_reference_leaves_the_adapter_on(folder):
-    loaded = sd3.load_policy(sd3_config(folder), seed=0, device=CPU, text=True)
+    loaded = policy(folder)
     perturb(loaded.trainable())
     condition = loaded.encode(TEXTS)
     latents = noise(2, *loaded.latent_shape)

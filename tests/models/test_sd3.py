@@ -6,28 +6,8 @@ import pytest
 import torch
 
 from percent_ray.models import base, sd3
+from tests.models.cases import CPU, TEXTS, case, noise, perturb, policy
 from tests.tiny import load_sd3, sd3_config
-
-CPU = torch.device("cpu")
-TEXTS = ["a red cat", "two dogs on a very long sofa"]
-
-
-def policy(folder, *, seed=0, text=True, **changes):
-    return sd3.load_policy(sd3_config(folder, **changes), seed=seed, device=CPU, text=text)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def perturb(parameters, seed=1):
-    for number, parameter in enumerate(parameters.values()):
-        parameter.data += 0.3 * noise(*parameter.shape, seed=seed + number)
-
-
-def case(loaded, rows=2):
-    latents = noise(rows, *loaded.latent_shape)
-    return latents, torch.linspace(0.9, 0.3, rows), loaded.encode(TEXTS[:rows])
 
 
 def test_family_is_found_and_helpers_are_not_families():
@@ -241,44 +221,3 @@ def test_bfloat16_model_keeps_float32_adapter(folder):
     assert {p.dtype for p in frozen} == {torch.bfloat16}
     exact = policy(folder).velocity(latents, sigma, policy(folder).encode(TEXTS))
     assert (velocity - exact).abs().max() < 0.1 * exact.abs().max()
-
-
-@pytest.mark.parametrize(("resolution", "hint"), [(18, "multiple of 4"), (64, "up to 32")])
-def test_resolution_that_does_not_fit(folder, resolution, hint):
-    with pytest.raises(ValueError, match=f"model.resolution {resolution} .*{hint}"):
-        policy(folder, resolution=resolution)
-
-
-def test_folder_that_is_no_sd3_pipeline(folder, tmp_path):
-    for load in (
-        lambda where: policy(where),
-        lambda where: sd3.load_decoder(sd3_config(where), device=CPU),
-    ):
-        with pytest.raises(ValueError, match=r"^model.path: .* is no diffusers pipeline: .*$"):
-            load(tmp_path)
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ValueError, match="is a FluxPipeline, not a StableDiffusion3Pipeline"):
-        policy(tmp_path)
-
-
-def test_decode_is_the_pipelines_picture(folder, pipeline):
-    import numpy as np
-
-    decoder = sd3.load_decoder(sd3_config(folder, dtype="bfloat16"), device=CPU)
-    latents = 2 * noise(3, 4, 8, 8)
-    images = decoder.decode(latents)
-    assert images.dtype == torch.uint8
-    assert images.shape == (3, 3, 16, 16)
-    with torch.no_grad():
-        vae = pipeline.vae
-        raw = latents / vae.config.scaling_factor + vae.config.shift_factor
-        pictures = pipeline.image_processor.postprocess(vae.decode(raw).sample, output_type="pil")
-    for image, picture in zip(images, pictures, strict=True):
-        difference = image.permute(1, 2, 0).numpy().astype(int) - np.asarray(picture).astype(int)
-        assert abs(difference).max() <= 1
-
-
-def test_decode_refuses_pixels_that_are_not_finite(folder):
-    decoder = sd3.load_decoder(sd3_config(folder), device=CPU)
-    with pytest.raises(ValueError, match="not finite"):
-        decoder.decode(torch.full((1, 4, 8, 8), float("nan")))

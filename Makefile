@@ -1,0 +1,41 @@
+# `make` lists the targets. The first target that needs it builds .venv from pyproject.toml and
+# constraints.txt; it is built again only when one of the two changes.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+# Wheels of gigabytes outlast uv's default of 30 seconds on a slow line.
+export UV_HTTP_TIMEOUT ?= 600
+
+.PHONY: help train test lint
+
+help:
+	@echo "make train   train the embedded model with PEC: no GPU, no network, about five minutes"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and pyright"
+	@echo "PYTHON=python3.12 make ...   choose the interpreter that .venv is made from"
+
+train: $(STAMP)
+	$(VENV)/bin/python jobs/train_pec.py
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: percent_ray needs Python 3.11 or newer and '$(PYTHON)' is not;" \
+	    "set PYTHON=python3.11" >&2; exit 2; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/uv || $(VENV)/bin/python -m pip install --quiet uv \
+	  || echo "uv cannot be had; pip does the same, slower"
+	@if test -x $(VENV)/bin/uv; then \
+	  $(VENV)/bin/uv pip install --python $(VENV)/bin/python -c constraints.txt -e '.[dev]'; \
+	else \
+	  $(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@

@@ -1,0 +1,1 @@
+"""Rebuilds the shipped weights of the embedded world, one model a file."""

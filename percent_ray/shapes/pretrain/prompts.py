@@ -1,0 +1,42 @@
+"""Writes the prompt files: GenEval records, one JSON object a line, train and held out."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from percent_ray.shapes import scenes
+
+TEST_COUNTS: Final = {
+    "single_object": 2,
+    "two_object": 4,
+    "counting": 4,
+    "colors": 8,
+    "position": 16,
+    "color_attr": 48,
+}
+TRAIN_LIMIT: Final = 96
+"""Records of one task in the training file, so that colour pairs do not swamp the others."""
+
+
+def split(seed: int = 0) -> tuple[list[scenes.Metadata], list[scenes.Metadata]]:
+    """Disjoint (train, test) records of all six tasks."""
+    rng = np.random.default_rng(seed)
+    train: list[scenes.Metadata] = []
+    test: list[scenes.Metadata] = []
+    for task in scenes.TASKS:
+        records = scenes.all_metadata(task)
+        shuffled = [records[i] for i in rng.permutation(len(records))]
+        held_out = TEST_COUNTS[task]
+        test += shuffled[:held_out]
+        train += shuffled[held_out : held_out + TRAIN_LIMIT]
+    return train, test
+
+
+def write(folder: Path, seed: int = 0) -> None:
+    """Writes ``train.jsonl`` and ``test.jsonl`` into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, records in zip(("train", "test"), split(seed), strict=True):
+        lines = [json.dumps(record) + "\n" for record in records]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
