@@ -140,7 +140,7 @@ def test_killed_actors_lose_and_double_no_group(world, tmp_path, ray_cluster):
 def test_a_cluster_that_is_too_small_is_one_clear_error(world, tmp_path, ray_cluster):
     from percent_ray.runtime.cluster import Cluster
 
-    recipe = worlds.recipe(world, tmp_path, rollout=Role(workers=3, gpus=1))
+    recipe = worlds.recipe(world, tmp_path, rollout=Role(workers=3, cpus=0.1, gpus=1))
     with pytest.raises(ValueError, match=r"runtime\.rollout: 3 workers x 1 GPU = 3 asked, 0 of 0"):
         asyncio.run(Cluster.start(recipe, run_folder=tmp_path, resume=None))
 

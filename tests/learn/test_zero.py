@@ -9,7 +9,7 @@ from percent_ray.learn.learner import Learner
 from tests.learn.fake import FakePolicy, fake_recipe
 from tests.learn.ranks import rank_main, train, with_learner
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
