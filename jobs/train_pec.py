@@ -20,9 +20,13 @@ def main() -> None:
             halves.learn(arguments.recipe, arguments.source)
         else:
             run.train(arguments.recipe, resume=arguments.resume)
-    except (ValueError, OSError, TimeoutError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError) as error:
+        notes = " ".join(getattr(error, "__notes__", ()))
+        print(f"error: {error} {notes}".rstrip(), file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
+    except KeyboardInterrupt:
+        print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

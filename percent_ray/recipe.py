@@ -24,17 +24,19 @@ FREE = (
     "run.name",
     "run.folder",
     "run.steps",
+    "run.checkpoint_every",
     "run.keep_checkpoints",
+    "model.gradient_checkpointing",
+    "sampling.batch_size",
+    "perceptual.batch_size",
+    "learner.micro_batch",
+    "data.probe_prompts",
     "monitor",
-    "runtime.rollout",
-    "runtime.perception",
-    "runtime.learner.cpus",
-    "runtime.learner.gpus",
-    "runtime.learner.memory_gb",
-    "runtime.inflight",
-    "runtime.timeout_s",
+    "runtime",
 )
-"""Keys (and sections) that a resumed run may change and still continue its numbers exactly."""
+"""Keys (and sections) that a resumed run may change: they alter no number that is learned from, but
+for rounding and the age of the groups. The engine itself refuses another backend, ZeRO stage or
+number of learners."""
 
 
 class RecipeError(ValueError):
@@ -81,13 +83,13 @@ def dump(recipe: Recipe) -> str:
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
 
 
-def differences(a: Recipe, b: Recipe) -> list[str]:
-    """One line for every key in which `a` and `b` would train differently (all but `FREE`)."""
-    left, right = (dict(flatten(r.model_dump(mode="json"))) for r in (a, b))
+def differences(then: Tree, now: Tree) -> list[str]:
+    """One line for every key in which two dumped recipes train differently (all but `FREE`)."""
+    before, after = dict(flatten(then)), dict(flatten(now))
     return [
-        f"{key}: {left.get(key)} -> {right.get(key)}"
-        for key in dict.fromkeys((*left, *right))
-        if left.get(key) != right.get(key)
+        f"{key} was {before.get(key, 'not there')}, is {after.get(key, 'not there')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
         and not any(key == free or key.startswith(free + ".") for free in FREE)
     ]
 

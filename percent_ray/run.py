@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import signal
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +18,12 @@ from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.monitor import plots
 from percent_ray.monitor.terminal import Terminal, summary
-from percent_ray.monitor.tracking import Tracker
+from percent_ray.monitor.tracking import Status, Tracker
 from percent_ray.shape import ShapeState
 from percent_ray.types import Prompt, Span
 
+ERRORS = "error.txt"
+"""The traceback of what ended a run, in its folder."""
 TIMELINE_STEPS = 3
 """Steps in the timeline picture: enough to see the learner work beside the next step's sampling."""
 
@@ -45,6 +49,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
         progress = Progress(state.version, ShapeState(**state.shape_state))
         run_id = state.mlflow_run_id
     prompts = read_prompts(locate_prompts(recipe.data.prompts))
+    _quiet(recipe)
     (folder / RECIPE_FILE).write_text(recipes.dump(recipe))
     tracker = Tracker(
         folder,
@@ -57,7 +62,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     tracker.file(folder / RECIPE_FILE, "recipe")
     terminal = Terminal(recipe.run.steps, first=progress.version)
     journal = Journal(tracker, terminal)
-    status = "FAILED"
+    status: Status = "FAILED"
     roles = None
     try:
         with terminal:
@@ -74,6 +79,11 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
             _stop_on_signals(loop)
             progress = await loop.run()
         status = "FINISHED" if progress.version == recipe.run.steps else "KILLED"
+    except Exception as error:
+        # The user gets one line; whoever has to mend it needs the rest.
+        (folder / ERRORS).write_text(traceback.format_exc())
+        error.add_note(f"see {folder / ERRORS}")
+        raise
     finally:
         if roles is not None:
             await roles.close()
@@ -175,6 +185,14 @@ def _new_folder(parent: Path, name: str) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+def _quiet(recipe: Recipe) -> None:
+    """No bars and remarks of the loaders, unless something may have to be fetched from a hub."""
+    if Path(recipe.model.folder).is_dir():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
 def _probes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sequence[Prompt]:

@@ -15,26 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from percent_ray.config import Recipe
+from percent_ray.recipe import differences
 
 FORMAT = 1
 PARTIAL = ".partial-"
-FREE = (
-    "run.name",
-    "run.folder",
-    "run.steps",
-    "run.checkpoint_every",
-    "run.keep_checkpoints",
-    "model.gradient_checkpointing",
-    "sampling.batch_size",
-    "perceptual.batch_size",
-    "learner.micro_batch",
-    "learner.zero_stage",
-    "data.probe_prompts",
-    "monitor",
-    "runtime",
-)
-"""What a resumed run may change: it alters no number that is learned from, but for rounding and
-the age of the groups. The engine refuses another ZeRO stage or number of learners by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +78,11 @@ def write_state(folder: Path, state: DriverState, recipe: Recipe) -> None:
 
 def read_state(folder: Path, recipe: Recipe) -> DriverState:
     """The driver's state. Raises ValueError for another format, and for a checkpoint whose recipe
-    differs in a field that is not in `FREE`: it names the fields and both values."""
+    differs in a field that is not in `recipe.FREE`: it names the fields and both values."""
     fields = json.loads((folder / "driver.json").read_text())
     if fields["format"] != FORMAT:
         raise ValueError(f"{folder} has checkpoint format {fields['format']}, expected {FORMAT}")
-    then = dict(_leaves(fields["recipe"]))
-    now = dict(_leaves(json.loads(recipe.model_dump_json())))
-    changed = [
-        f"{name} was {then.get(name, 'not there')}, is {now.get(name, 'not there')}"
-        for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name) and not _free(name)
-    ]
+    changed = differences(fields["recipe"], recipe.model_dump(mode="json"))
     if changed:
         raise ValueError(f"{folder} is of another recipe: {'; '.join(changed)}; set them back")
     return DriverState(**fields["state"])
@@ -113,18 +91,6 @@ def read_state(folder: Path, recipe: Recipe) -> DriverState:
 def _all(run_folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     return sorted((run_folder / "checkpoints").glob("step-*"))
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _free(name: str) -> bool:
-    return any(name == free or name.startswith(f"{free}.") for free in FREE)
 
 
 def _sync(folder: Path) -> None:

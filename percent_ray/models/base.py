@@ -28,7 +28,8 @@ class Policy(Protocol):
     """A velocity network with its text encoders. The same `velocity` draws and replays."""
 
     module: nn.Module
-    """The network that is trained (with its LoRA adapter, where it has one)."""
+    """The network that is trained (with its LoRA adapter, where it has one). `velocity` calls it
+    through this attribute, which a learner engine may replace by its own wrapper."""
     latent_shape: tuple[int, int, int]
     """C, H, W of one latent."""
 

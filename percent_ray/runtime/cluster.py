@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from percent_ray.config import Recipe
 from percent_ray.config import Role as RoleConfig
@@ -76,8 +76,12 @@ class Pool:
                 "set runtime.timeout_s higher, or look at the actor's logs"
             ) from None
         except RayTaskError as error:
-            # the actor's own exception, without the remote traceback around it
+            # the actor's own exception; the remote traceback stays as its cause
             raise error.cause if isinstance(error.cause, Exception) else error from error
+        except RayActorError as error:
+            raise ConnectionError(
+                f"a {self.name} actor is gone and does not come back; look at its logs"
+            ) from error
 
     def close(self) -> None:
         for actor in self.actors:

@@ -1,6 +1,6 @@
 """The learner group: Ray Train workers under DeepSpeed ZeRO, fed through a mailbox actor.
 
-The driver gives numbered orders; every rank fetches each one and rank 0 answers. An answer comes
+The driver gives numbered orders; every rank fetches each one and answers it. Rank 0's answer comes
 back as the return value of the mailbox's method, so that the driver owns the published weights and
 they outlive the group.
 """
@@ -49,23 +49,22 @@ Answer = tuple[Update | None, str, Any]
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """Holds one numbered order, and rank 0's answer to it."""
+    """Holds one numbered order until every one of `ranks` ranks has carried it out."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
         self._number = -1
         self._order: Order | None = None
-        self._answer: Answer | None = None
+        self._answers: dict[int, Answer] = {}
         self._changed = asyncio.Condition()
 
     async def order(self, number: int, order: Order) -> Answer:
-        """Give order `number`; returns rank 0's answer to it."""
+        """Give order `number`; returns rank 0's answer once all ranks have answered."""
         async with self._changed:
-            self._number, self._order, self._answer = number, order, None
+            self._number, self._order, self._answers = number, order, {}
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: self._answer is not None)
-            assert self._answer is not None
-            answer, self._answer = self._answer, None
-            return answer
+            await self._changed.wait_for(lambda: len(self._answers) == self._ranks)
+            return self._answers.pop(0)
 
     async def next(self, number: int) -> Order | None:
         """Order `number`, or None where it has not come within POLL_S."""
@@ -75,10 +74,10 @@ class Mailbox:
                     await self._changed.wait_for(lambda: self._number >= number)
             return self._order if self._number == number else None
 
-    async def answer(self, update: Update | None, checksum: str, weights: Any) -> None:
-        """Rank 0's answer to the order at hand."""
+    async def answer(self, rank: int, update: Update | None, checksum: str, weights: Any) -> None:
+        """A rank has carried out the order at hand."""
         async with self._changed:
-            self._answer = (update, checksum, weights)
+            self._answers[rank] = (update, checksum, weights)
             self._changed.notify_all()
 
 
@@ -89,7 +88,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
     from percent_ray.models.base import family
     from percent_ray.runtime.device import best_device
 
-    recipe = Recipe.model_validate_json(config["recipe"])
+    recipe: Recipe = config["recipe"]
     mailbox: Any = config["mailbox"]
     policy = family(recipe.model.family).load_policy(
         recipe.model, seed=recipe.run.seed, device=best_device(), text=False
@@ -104,15 +103,14 @@ def train_worker(config: Mapping[str, Any]) -> None:
         if order is None:
             continue
         answer = _carry_out(learner, order)
-        if rank == 0:
-            ray.get(mailbox.answer.remote(*answer))
+        ray.get(mailbox.answer.remote(rank, *answer))
         if order.kind == "stop":
             return
         number += 1
 
 
 def _carry_out(learner: "Learner", order: Order) -> Answer:
-    """Every rank carries an order out, since it may hold collective calls; rank 0 answers."""
+    """Every rank carries an order out, since it may hold collective calls."""
     update = None
     if order.kind == "update":
         assert order.batch is not None
@@ -132,16 +130,16 @@ class LearnerGroup:
 
     def __init__(self, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> None:
         self._timeout_s = recipe.runtime.timeout_s
-        self._mailbox: Any = Mailbox.remote()
         self._number = 0
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         role = recipe.runtime.learner
+        self._mailbox: Any = Mailbox.remote(role.workers)
         gpus = role.gpus
         resources = {"CPU": role.cpus, "GPU": gpus, "memory": role.memory_gb * GIB}
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
-                "recipe": recipe.model_dump_json(),
+                "recipe": recipe,
                 "mailbox": self._mailbox,
                 "resume": str(resume or ""),
             },
