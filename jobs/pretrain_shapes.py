@@ -47,7 +47,7 @@ def train_pickscore(weights: Path, seed: int, steps: int) -> None:
     from percent_ray.shapes.pretrain import clip, preferences
 
     folder = weights / "pickscore"
-    vae = AutoencoderKL.from_pretrained(weights / "sd3/vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(weights / "sd3/vae", dtype=torch.float32)
     clip.train(folder, seed=seed, steps=steps // 2)
     start = CLIPModel.from_pretrained(folder, dtype=torch.float32)
     preferences.train(folder, start=start, vae=vae, seed=seed, steps=steps // 2)

@@ -23,8 +23,10 @@ FOREGROUND: Final = 60.0
 """RGB distance from the background at which a pixel belongs to an object."""
 MIN_PIXELS: Final = 10
 """Regions with fewer pixels are specks; the smallest drawn shape covers about 40."""
-IOU_AT_ZERO: Final = 0.70
-IOU_AT_ONE: Final = 0.90
+MAX_STRETCH: Final = 1.2
+"""A drawn shape may be this much wider than tall, or taller than wide, and keep its name."""
+IOU_AT_ZERO: Final = 0.68
+IOU_AT_ONE: Final = 0.88
 """The score is linear in the soft overlap with the best mask between these two."""
 
 _PALETTE: Final = np.array(list(COLORS.values()), np.float32)
@@ -128,13 +130,13 @@ def _fit(region: _Region) -> tuple[str, float, list[float]]:
     mask = region.coverage
     left, right = _extent(mask.max(axis=0))
     top, bottom = _extent(mask.max(axis=1))
-    guess = np.array(
-        [(left + right) / 2, (top + bottom) / 2, (right - left + bottom - top) / 4], np.float32
-    )
-    cells = guess + _offsets()
+    width, height = right - left, bottom - top
+    stretch = np.sqrt(np.clip(width / height, 1 / MAX_STRETCH, MAX_STRETCH))
+    guess = np.array([(left + right) / 2, (top + bottom) / 2, np.sqrt(width * height) / 2])
+    cells = guess.astype(np.float32) + _offsets()
     ys, xs = (np.arange(n, dtype=np.float32) + 0.5 for n in mask.shape)
-    x = xs[None, None, :] - cells[:, 0, None, None]
-    y = ys[None, :, None] - cells[:, 1, None, None]
+    x = (xs[None, None, :] - cells[:, 0, None, None]) / stretch
+    y = (ys[None, :, None] - cells[:, 1, None, None]) * stretch
     radius = np.maximum(cells[:, 2, None, None], 1.0)
     overlaps = {
         shape: float(_soft_iou(_coverage(shape, x, y, radius), mask).max()) for shape in SHAPES

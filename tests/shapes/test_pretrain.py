@@ -1,5 +1,9 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import CLIPModel, CLIPProcessor, Dinov2Model
 
 from percent_ray.shapes import scenes
-from percent_ray.shapes.pretrain import clip, dino, flow, preferences, prompts, vae
+from percent_ray.shapes.pretrain import clip, dino, flow, preferences, prompts, report, vae
 from percent_ray.shapes.pretrain.common import Ema, psnr, warmup_cosine
 from percent_ray.shapes.pretrain.views import augment, corrupt
 
@@ -15,7 +19,7 @@ from percent_ray.shapes.pretrain.views import augment, corrupt
 def test_two_steps_of_everything_write_loadable_folders(tmp_path):
     """The trainings run and leave folders that plain from_pretrained reads."""
     vae.train(tmp_path / "sd3/vae", seed=0, steps=1, batch=2, scene_count=16)
-    autoencoder = AutoencoderKL.from_pretrained(tmp_path / "sd3/vae", torch_dtype=torch.float32)
+    autoencoder = AutoencoderKL.from_pretrained(tmp_path / "sd3/vae", dtype=torch.float32)
     flow.train(tmp_path / "sd3", seed=0, steps=2, batch=2, scene_count=8)
     pipe = StableDiffusion3Pipeline.from_pretrained(
         tmp_path / "sd3", text_encoder_3=None, tokenizer_3=None
@@ -112,3 +116,22 @@ def test_prompt_files_are_json_lines(tmp_path):
     lines = (tmp_path / "test.jsonl").read_text().splitlines()
     assert len(lines) == sum(prompts.TEST_COUNTS.values())
     assert all({"tag", "include", "prompt"} <= json.loads(line).keys() for line in lines)
+
+
+def test_grid_lays_pictures_out_row_by_row(tmp_path):
+    images = np.zeros((4, 3, 2, 2), np.uint8)
+    images[1, 0] = 255
+    report.grid(images, 2, tmp_path / "grid.png", zoom=1)
+    sheet = cv2.imread(str(tmp_path / "grid.png"))
+    assert sheet.shape == (4, 4, 3)
+    assert (sheet[:2, 2:] == (0, 0, 255)).all()
+    assert sheet.sum() == 4 * 255
+
+
+def test_the_job_names_what_it_knows():
+    job = Path(__file__).parents[2] / "jobs" / "pretrain_shapes.py"
+    run = subprocess.run(
+        [sys.executable, str(job), "--only", "vae,gan"], capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert "--only has no gan; choose from prompts, vae" in run.stderr

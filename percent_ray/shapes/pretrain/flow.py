@@ -1,6 +1,5 @@
 """Trains the flow transformer and its two text encoders jointly, by flow matching on latents."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +19,7 @@ from transformers import CLIPTextModelWithProjection
 from percent_ray.shapes import scenes
 from percent_ray.shapes.pretrain.common import Ema, progress, warmup_cosine
 from percent_ray.shapes.pretrain.text import build_tokenizer, text_config
-from percent_ray.shapes.pretrain.vae import encode
+from percent_ray.shapes.pretrain.vae import copy_of, encode
 
 TEXT_WIDTH: Final = 64
 CAPTION_DROPOUT: Final = 0.1
@@ -104,7 +103,7 @@ def train(
 ) -> None:
     """Trains on the latents of ``folder/vae`` and saves a whole pipeline there every 500 steps."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
     pipe = build(vae)
     images, records = scenes.dataset(scene_count, seed + 1)
     latents = encode(vae, images)
@@ -135,7 +134,7 @@ def train(
 
 def save(pipe: StableDiffusion3Pipeline, ema: Ema, folder: Path) -> None:
     """Writes the pipeline with the averaged weights in float16; ``pipe`` stays as it is."""
-    half = build(deepcopy(pipe.vae))
+    half = build(copy_of(pipe.vae))
     for name, average in zip(
         ("transformer", "text_encoder", "text_encoder_2"), ema.average, strict=True
     ):

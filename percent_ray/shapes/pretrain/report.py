@@ -31,7 +31,7 @@ GUIDANCE: Final = 3.0
 def load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
     """The pipeline of ``folder`` in float32, without T5."""
     pipe = StableDiffusion3Pipeline.from_pretrained(
-        folder, text_encoder_3=None, tokenizer_3=None, torch_dtype=torch.float32
+        folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -105,9 +105,9 @@ def _views(count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def measure(folder: Path, per_task: int = 100) -> dict[str, Any]:
-    """The quality of every model under ``folder``; writes ``samples.png`` beside the report."""
+    """The quality of every model under ``folder``; writes ``samples.png`` beside that folder."""
     torch.manual_seed(HELD_OUT_SEED)
-    autoencoder = AutoencoderKL.from_pretrained(folder / "sd3/vae", torch_dtype=torch.float32)
+    autoencoder = AutoencoderKL.from_pretrained(folder / "sd3/vae", dtype=torch.float32)
     held_out, _ = scenes.dataset(256, HELD_OUT_SEED)
     report: dict[str, Any] = {
         "vae_psnr_db": round(psnr(held_out, vae.reconstruct(autoencoder, held_out)), 2)
@@ -127,11 +127,9 @@ def measure(folder: Path, per_task: int = 100) -> dict[str, Any]:
     pipe = load_pipeline(folder / "sd3")
     report["ode"] = {"steps": STEPS, "guidance": GUIDANCE}
     report["geneval"], images = geneval(pipe, per_task)
-    grid(
-        images.reshape(6, per_task, *images.shape[1:])[:, :16].reshape(-1, 3, 32, 32),
-        16,
-        folder.parent / "samples.png",
-    )
+    columns = min(per_task, 16)
+    shown = images.reshape(6, per_task, *images.shape[1:])[:, :columns]
+    grid(shown.reshape(-1, *images.shape[1:]), columns, folder.parent / "samples.png")
     prompts = [scenes.all_metadata(task)[0]["prompt"] for task in scenes.TASKS]
     report["vendi_dino"] = round(mean_vendi(pipe, seer, prompts), 2)
     return report

@@ -96,10 +96,15 @@ def _save(vae: AutoencoderKL, images: NDArray[np.uint8], folder: Path) -> None:
         latents = torch.cat([posterior_of(vae, to_unit(b)).sample() for b in batches(images)])
     shift, scale = latents.mean().item(), 1.0 / latents.std().item()
     vae.register_to_config(shift_factor=round(shift, 5), scaling_factor=round(scale, 5))
-    half = build().half()
-    half.load_state_dict(vae.state_dict())
-    half.register_to_config(shift_factor=round(shift, 5), scaling_factor=round(scale, 5))
-    half.save_pretrained(folder)
+    copy_of(vae).half().save_pretrained(folder)
+
+
+def copy_of(vae: AutoencoderKL) -> AutoencoderKL:
+    """The same weights and scaling in a fresh model, whose config names no folder."""
+    copy = build()
+    copy.load_state_dict(vae.state_dict())
+    copy.register_to_config(**{k: vae.config[k] for k in ("shift_factor", "scaling_factor")})
+    return copy
 
 
 def batches(images: NDArray[np.uint8], size: int = 250) -> list[NDArray[np.uint8]]:
