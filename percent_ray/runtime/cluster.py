@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,10 @@ from percent_ray.types import Perception, Prompt, ShapedBatch, Trajectory, Updat
 def connect() -> None:
     """Join the cluster of RAY_ADDRESS (set inside a Ray job), or start one on this machine."""
     if not ray.is_initialized():
+        # A cluster for one run needs no dashboard, which takes longer to start than the rest of it.
+        dashboard = None if "RAY_ADDRESS" in os.environ else False
         # Workers' output stays in their log files: what matters of it comes back as an error.
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
 
 
 class Pool:
@@ -97,7 +100,7 @@ class Cluster:
         self.perception = Pool(Perceiver, recipe, runtime.perception, name="perception")
         self.learner = LearnerGroup(recipe, run_folder=run_folder, resume=resume)
         self._keep = runtime.max_staleness + 2
-        self._weights: dict[int, tuple[str, ray.ObjectRef]] = {}
+        self._weights: dict[int, tuple[str | None, ray.ObjectRef | None]] = {}
 
     @classmethod
     async def start(cls, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> "Cluster":
@@ -136,8 +139,11 @@ class Cluster:
         return update
 
     async def publish(self, version: int) -> None:
-        """An update brings its weights along; only the first version has to be asked for."""
-        if version not in self._weights:
+        """An update brings its weights along. Version 0 is what every actor has loaded, so that
+        sampling need not wait for the learner; a resumed run asks for its first one."""
+        if version == 0:
+            self._weights[0] = (None, None)
+        elif version not in self._weights:
             _, checksum, weights = await self.learner.order("publish")
             self._remember(version, checksum, weights)
 

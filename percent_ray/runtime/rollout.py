@@ -51,11 +51,13 @@ class Rollout:
         are returned beside the trajectory, whose references the caller fills in, so that they can
         stay in the object store.
 
-        `weights` are loaded first where they are not the ones at hand. The draws are a function of
+        `weights` are loaded first where they are not the ones at hand; None stands for the model as
+        it was loaded, or for the learner's own. The draws are a function of
         (run seed, group id, image, step): sampled again anywhere, it is the same group.
         """
         start = time.time()
         self.ready()
+        assert weights is not None or self._checksum is None, "other weights are loaded already"
         if weights is not None and checksum != self._checksum:
             self._load(weights, checksum)
         policy, conditions = self._policy, self._conditions

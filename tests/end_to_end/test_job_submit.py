@@ -30,6 +30,8 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     temporary = Path("/tmp") / f"pr-{os.getpid()}"  # socket paths must be short
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {
+        # as in an activated environment: the job's `python` is the head's
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
         "RAY_ADDRESS": f"http://127.0.0.1:{(dashboard := free_port())}",
@@ -70,7 +72,7 @@ def answer(url: str) -> int | None:
 
 def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     """Until the job server answers; without the token it must refuse."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         assert server.poll() is None, "ray start ended"
         status = answer(f"{address}/api/jobs/")
@@ -83,17 +85,17 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(900)
 def test_ray_job_submit_runs_the_job_and_reports_its_exit_code(head, tmp_path):
     def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = ["python", "jobs/train_pec.py", *arguments]
         return subprocess.run(
             [RAY, "job", "submit", "--working-dir", ".", "--", *command],
             cwd=ROOT,
-            env=head | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env=head,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=400,
         )
 
     sizes = ("--run.steps", "2", "--sampling.group_size", "4", "--learner.micro_batch", "8")
