@@ -1,5 +1,6 @@
 """The README's cluster command, against a head that the test starts with a token of its own."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -54,8 +55,12 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
         wait_for(environment["RAY_ADDRESS"], server)
         yield environment
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        os.killpg(server.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # all that the head has started
+        server.wait()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
