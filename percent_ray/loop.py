@@ -158,12 +158,12 @@ class Loop:
         if self.stopping:
             return
         for slot in self._slots.acquire():
-            self._groups[slot.group_id] = asyncio.create_task(self._group(slot))
+            group = self._group(slot, self.stream.prompt(slot.group_id), pictures=False)
+            self._groups[slot.group_id] = asyncio.create_task(group)
 
-    async def _group(self, slot: Slot) -> Group:
-        prompt = self.stream.prompt(slot.group_id)
+    async def _group(self, slot: Slot, prompt: Prompt, *, pictures: bool) -> Group:
         trajectory = await self.roles.sample(slot.group_id, prompt, slot.version)
-        return trajectory, await self.roles.perceive(trajectory, pictures=False)
+        return trajectory, await self.roles.perceive(trajectory, pictures=pictures)
 
     async def _probe(self) -> None:
         """Fixed prompts with fixed noise under the version that is out: what the run has changed,
@@ -171,12 +171,11 @@ class Loop:
         if not self.recipe.monitor.probe_every:
             return
         version = self.progress.version
-
-        async def one(number: int, prompt: Prompt) -> Group:
-            trajectory = await self.roles.sample(-1 - number, prompt, version)
-            return trajectory, await self.roles.perceive(trajectory, pictures=True)
-
-        groups = await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(self.probes)))
+        probes = [
+            self._group(Slot(-1 - number, version, version), prompt, pictures=True)
+            for number, prompt in enumerate(self.probes)
+        ]
+        groups = await asyncio.gather(*probes)
         seen = [group for group in groups if not group[1].dropped]
         metrics = describe(self.recipe, seen) if seen else {}
         pictures = [(t.prompt.text, p.thumbnails) for t, p in groups]

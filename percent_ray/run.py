@@ -58,7 +58,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
         run_name=folder.name,
         run_id=run_id,
     )
-    tracker.params(dict(recipes.flatten(json.loads(recipe.model_dump_json()))))
+    tracker.params(dict(recipes.flatten(recipe.model_dump(mode="json"))))
     tracker.file(folder / RECIPE_FILE, "recipe")
     terminal = Terminal(recipe.run.steps, first=progress.version)
     journal = Journal(tracker, terminal)
