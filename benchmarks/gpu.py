@@ -24,15 +24,18 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from percent_ray.config import Data, Model, Perceptual, Recipe, Runtime, Sampling
 from percent_ray.config import Learner as LearnerConfig
+from percent_ray.data import arrow
 from percent_ray.learn.engine import TorchEngine
 from percent_ray.learn.learner import Learner
 from percent_ray.models import lora
 from percent_ray.models.base import Condition
 from percent_ray.models.parts import VaeDecoder
 from percent_ray.models.sd3 import StableDiffusion3
+from percent_ray.objective.grpo import Weights
 from percent_ray.runtime.device import best_device
 from percent_ray.runtime.perception import Perceiver
 from percent_ray.runtime.rollout import Rollout
+from percent_ray.section import METHODS
 from percent_ray.types import Prompt, ShapedBatch, ShapedRow, Trajectory
 
 TRANSFORMER: dict[str, Any] = {
@@ -211,10 +214,10 @@ def velocity_flops(policy: RandomText, images: int) -> float:
     return float(counter.get_total_flops())
 
 
-FORMS = {
-    "all_steps": Perceptual(method="pec"),
-    "3_steps": Perceptual(method="pec", steps=3),
-    "marginal": Perceptual(method="pec", entropy="marginal", measure=False),
+FORMS: dict[str, dict[str, Any]] = {
+    "all_steps": {"method": METHODS["pec"]()},
+    "3_steps": {"method": METHODS["pec"](), "perceptual": Perceptual(steps=3)},
+    "marginal": {"method": METHODS["marginal_pec"](), "perceptual": Perceptual(measure=False)},
 }
 """Ways to perceive: noisy decodes of every trained step, of three, and of none."""
 
@@ -225,14 +228,17 @@ def perceive(
     """Seconds of each form, and the largest peak GiB."""
     seconds: dict[str, float] = {}
     largest = 0.0
-    for name, perceptual in FORMS.items():
+    for name, form in FORMS.items():
+        recipe = models.recipe.model_copy(update=form)
         perceiver = Perceiver(
-            models.recipe.model_copy(update={"perceptual": perceptual}),
+            recipe,
             worker="benchmark",
             decoder=models.decoder,
             scorers={"pickscore": models.scorer},
         )
-        changed = replace(trajectory, scored=tuple(trajectory.steps)[: perceptual.steps or None])
+        changed = replace(
+            trajectory, scored=tuple(trajectory.steps)[: recipe.perceptual.steps or None]
+        )
 
         def work(p: Perceiver = perceiver, t: Trajectory = changed) -> Any:
             return p.perceive(t, payload, pictures=False)
@@ -249,10 +255,11 @@ def update(
     learner = Learner(
         models.recipe, models.policy, TorchEngine(models.recipe.learner, models.policy)
     )
-    advantages = torch.linspace(-1, 1, payload.num_rows).numpy()
+    steps = len(arrow.steps(payload))
+    weights = Weights(torch.linspace(-1, 1, payload.num_rows).unsqueeze(-1).repeat(1, steps))
 
     def work() -> Any:
-        row = ShapedRow(0, learner.version, payload, condition, advantages)
+        row = ShapedRow(0, learner.version, payload, condition, weights)
         batch = ShapedBatch(learner.version, learner.version, (row,))
         return learner.update(batch, [(payload, condition)])
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PARTS = ("prompts", "vae", "flow", "clip", "pickscore", "dino", "report")
-STEPS = {"vae": 3300, "flow": 8000, "clip": 1000, "pickscore": 2000, "dino": 1000}
+STEPS = {"vae": 3300, "flow": 16000, "clip": 1000, "pickscore": 2000, "dino": 1000}
 SEEDS = {"vae": 0, "flow": 0, "clip": 30, "pickscore": 40, "dino": 20}
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, get_args, get_origin
 
+from pydantic.fields import FieldInfo
+
 from percent_ray import recipe as recipes
 from percent_ray.config import Recipe
 from percent_ray.explain import known_keys
 from percent_ray.recipe import RecipeError
+from percent_ray.section import METHODS
 
 RECIPE_FILE = "recipe.yaml"
 """The recipe that a run writes into its folder and that `--resume` reads."""
@@ -83,20 +86,33 @@ def print_help(job: str) -> None:
     console.width = min(100, console.width) if console.is_terminal else 100
     console.print(USAGE.format(job=job), markup=False)
     usual = dict(recipes.flatten(recipes.defaults()))
-    for section in Recipe.model_fields:
-        table = Table(box=None, title_justify="left", pad_edge=False, width=console.width)
-        table.add_column(section, style="cyan", header_style="bold cyan", no_wrap=True, width=30)
-        table.add_column("default", header_style="dim", width=24, overflow="fold")
-        table.add_column("", ratio=1)
-        for key, field in known_keys().items():
-            if key.startswith(section + "."):
-                about = " ".join((field.description or "").split())
-                if get_origin(field.annotation) is Literal:
-                    about += f" [{' | '.join(map(str, get_args(field.annotation)))}]"
-                value = usual.get(key, field.default)
-                table.add_row(key, Text(_show(value)), Text(about))
-        console.print(table)
+
+    def table(title: str, keys: dict[str, FieldInfo]) -> None:
+        rows = Table(box=None, title_justify="left", pad_edge=False, width=console.width)
+        rows.add_column(title, style="cyan", header_style="bold cyan", no_wrap=True, width=30)
+        rows.add_column("default", header_style="dim", width=24, overflow="fold")
+        rows.add_column("", ratio=1)
+        for key, field in keys.items():
+            about = " ".join((field.description or "").split())
+            if get_origin(field.annotation) is Literal:
+                about += f" [{' | '.join(map(str, get_args(field.annotation)))}]"
+            value = usual.get(key, field.default)
+            rows.add_row(key, Text(_show(value)), Text(about))
+        console.print(rows)
         console.print()
+
+    for section in Recipe.model_fields:
+        if section == "method":
+            continue
+        prefix = section + "."
+        table(section, {k: f for k, f in known_keys().items() if k.startswith(prefix)})
+    console.print("The methods, by method.name, each with its parameters:\n", markup=False)
+    for name, method in METHODS.items():
+        about = " ".join((method.__doc__ or "").split("\n\n")[0].split())
+        console.print(f"{name}: {about}", markup=False)
+        parameters = {f"method.{k}": f for k, f in method.model_fields.items() if k != "name"}
+        if parameters:
+            table("", parameters)
 
 
 def _show(value: object) -> str:

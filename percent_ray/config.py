@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from percent_ray.section import METHODS, AnyMethod, Section
 
 EMBEDDED = Path(__file__).parent / "shapes"
 
@@ -37,16 +39,6 @@ def locate_prompts(path: str) -> Path:
     if path.startswith("shapes/"):
         return EMBEDDED / "prompts" / path.removeprefix("shapes/")
     return Path(path).expanduser()
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        validate_default=True,
-        allow_inf_nan=False,
-    )
 
 
 class Run(Section):
@@ -137,24 +129,14 @@ class Sampling(Section):
 
 
 class Perceptual(Section):
-    method: Literal["none", "pec", "pcvae"] = "none"
-    """Which perceptual term is added to the reward; `none` is Flow-GRPO."""
     spaces: tuple[str, ...] = ("pickscore",)
-    """Scorers whose encoders span the perceptual space."""
+    """Scorers whose encoders span the perceptual spaces that are measured."""
     measure: bool = True
-    """Measure perceptual entropy where no method needs it."""
-    strength: PositiveFloat = 0.05
-    """Lambda of PAPER 3."""
-    strength_mode: Literal["absolute", "relative"] = "absolute"
-    """`relative` multiplies by std(reward)/std(term), measured at the first step and kept."""
-    entropy: Literal["conditional", "marginal"] = "conditional"
-    """The paper's local entropy, or that of the group's finished images (no extra decode)."""
+    """Measure them in every group; false: in probes, and where the method needs them."""
     decode: Literal["noisy", "clean"] = "noisy"
     """Decode the samples and means as they are, or their clean predictions."""
     feature_scale: Literal["rms", "unit", "none"] = "rms"
     """Feature norm before the local Gaussian: sqrt(D), 1, or as it comes."""
-    omega: Literal["uniform", "variance"] = "uniform"
-    """Weights of the scored steps: equal, or proportional to the step's variance."""
     steps: Annotated[int, Field(ge=0)] = 0
     """Random scored steps a group; 0 scores every trained step."""
     batch_size: PositiveInt = 48
@@ -174,6 +156,10 @@ class Objective(Section):
     """Weight beta of the KL to the reference policy."""
     kl_form: Literal["gaussian", "flow_grpo"] = "gaussian"
     """The true KL of the transitions, or Flow-GRPO's without dt."""
+    reference_every: Annotated[int, Field(ge=0)] = 0
+    """Learner steps after which the reference policy becomes the present one; 0 is never."""
+    reference_kl: NonNegative = 0.0
+    """KL to the reference policy at which it does so, too; 0 is never."""
 
 
 class Learner(Section):
@@ -249,10 +235,12 @@ class Runtime(Section):
 class Recipe(Section):
     run: Run = Run()
     model: Model = Model()
-    scorers: dict[str, Scorer] = {"pickscore": Scorer(weight=1.0)}
+    scorers: dict[str, Scorer] = Field({"pickscore": Scorer(weight=1.0)})
     """By module of percent_ray/scorers."""
     sampling: Sampling = Sampling()
     perceptual: Perceptual = Perceptual()
+    method: AnyMethod = METHODS["flow_grpo"]()  # pyright: ignore[reportCallIssue]
+    """What is added to reward and loss."""
     objective: Objective = Objective()
     learner: Learner = Learner()
     data: Data = Data()
@@ -264,11 +252,26 @@ class Recipe(Section):
         """Images of one learner step."""
         return self.data.groups_per_step * self.sampling.group_size
 
+    def of_method(self, key: str) -> tuple[str, ...]:
+        """Scorers that the method names under `key`; none where it has no such parameter."""
+        return getattr(self.method, key, ())
+
     @property
-    def spaces(self) -> tuple[str, ...]:
+    def image_spaces(self) -> tuple[str, ...]:
         """Every space in which features of finished images are wanted, once."""
-        marginal = self.perceptual.spaces if self.perceptual.entropy == "marginal" else ()
-        return tuple(dict.fromkeys((*marginal, *self.monitor.spaces)))
+        return tuple(dict.fromkeys((*self.of_method("image_spaces"), *self.monitor.spaces)))
+
+    def measured_spaces(self, *, probe: bool) -> tuple[str, ...]:
+        """Every space in which the perceptual log-probs of a group's steps are wanted, once."""
+        watched = self.perceptual.spaces if probe or self.perceptual.measure else ()
+        return tuple(dict.fromkeys((*self.of_method("spaces"), *watched)))
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The scorers that score: those of the reward, and the method's judges."""
+        return tuple(
+            name for name, s in self.scorers.items() if s.weight or name in self.of_method("judges")
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -294,17 +297,22 @@ class Recipe(Section):
     def _spaces(self) -> Iterator[str]:
         if not any(s.weight for s in self.scorers.values()):
             yield "scorers: none has a weight above 0; set one's weight"
-        for field in ("perceptual", "monitor"):
-            for space in getattr(self, field).spaces:
-                if space not in self.scorers:
+        asked = {
+            "perceptual.spaces": self.perceptual.spaces,
+            "monitor.spaces": self.monitor.spaces,
+            "method.spaces": self.of_method("spaces"),
+            "method.image_spaces": self.of_method("image_spaces"),
+            "method.judges": self.of_method("judges"),
+        }
+        for key, names in asked.items():
+            for name in names:
+                if name not in self.scorers:
                     yield (
-                        f"{field}.spaces: {space!r} is not among scorers "
-                        f"({', '.join(self.scorers)}); add it there with weight 0"
+                        f"{key}: {name!r} is not among scorers ({', '.join(self.scorers)}); "
+                        "add it there with weight 0"
                     )
-        if self.perceptual.method == "pcvae" and self.perceptual.entropy == "marginal":
-            yield "perceptual.method pcvae needs perceptual.entropy: conditional"
-        if not self.perceptual.spaces and self.perceptual.method != "none":
-            yield "perceptual.spaces: empty; name a scorer that encodes"
+        if getattr(self.method, "strength", None) == "auto" and not self.monitor.probe_every:
+            yield "method.strength auto measures on probes; set monitor.probe_every above 0"
 
     def _steps(self) -> Iterator[str]:
         s = self.sampling
@@ -330,6 +338,12 @@ class Recipe(Section):
                 f"learner.updates {self.learner.updates} x runtime.learner.workers "
                 f"{self.runtime.learner.workers} x learner.micro_batch {self.learner.micro_batch}"
                 f" = {share}; set learner.micro_batch or groups_per_step"
+            )
+        renewed = self.objective.reference_every or self.objective.reference_kl
+        if renewed and self.runtime.backend == "ray" and self.learner.zero_stage == 3:
+            yield (
+                "objective.reference_every and reference_kl need whole weights on every rank; "
+                "set learner.zero_stage to 2 or less"
             )
         if self.runtime.backend == "local" and self.runtime.learner.workers > 1:
             yield (

@@ -10,7 +10,8 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from percent_ray.config import Recipe, Section
+from percent_ray.config import Recipe
+from percent_ray.section import METHODS, Section
 
 NEEDS = {
     "float_type": "a number",
@@ -25,6 +26,7 @@ NEEDS = {
     "literal_error": "one of {expected}",
     "greater_than": "a number above {gt}",
     "greater_than_equal": "at least {ge}",
+    "less_than": "a number below {lt}",
     "less_than_equal": "at most {le}",
     "string_pattern_mismatch": "letters, digits, '_', '.' and '-' only",
     "too_long": "at most {max_length} values",
@@ -34,8 +36,12 @@ NEEDS = {
 
 @functools.cache
 def known_keys() -> dict[str, FieldInfo]:
-    """Every dotted key of the recipe; a scorer's keys are under scorers.NAME."""
-    return dict(_walk(Recipe, ""))
+    """Every dotted key of the recipe; a scorer's keys are under scorers.NAME, and under method are
+    the parameters of all methods."""
+    keys = dict(_walk(Recipe, ""))
+    for section in METHODS.values():
+        keys |= {f"method.{name}": field for name, field in section.model_fields.items()}
+    return keys
 
 
 def generic(key: str) -> str:
@@ -47,13 +53,18 @@ def explain(error: ValidationError) -> Iterator[str]:
     """One line for every problem of a recipe."""
     for problem in error.errors(include_url=False):
         kind, context = problem["type"], problem.get("ctx", {})
-        key = ".".join(str(part) for part in problem["loc"])
+        # pydantic names the method in a key of its section, and the type in one of several.
+        parts = [str(part) for part in problem["loc"]]
+        inside = len(parts) > 1 and parts[0] == "method" and parts[1] in METHODS
+        key = ".".join([parts[0], parts[2]] if inside else parts)
         if kind == "value_error":
             yield from str(context["error"]).splitlines()
         elif kind == "extra_forbidden":
-            yield _unknown(key)
+            yield _unknown(key, method=parts[1] if inside else None)
         elif kind == "missing":
             yield f"{key}: missing; the list needs more values"
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            yield f"method.name: unknown {context.get('tag')!r}; known are {', '.join(METHODS)}"
         elif kind in NEEDS:
             yield f"{key}: got {problem['input']!r}, needs {NEEDS[kind].format(**context)}"
         else:
@@ -63,6 +74,8 @@ def explain(error: ValidationError) -> Iterator[str]:
 def _walk(model: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
     for name, field in model.model_fields.items():
         annotation: Any = field.annotation
+        if name == "method":
+            continue
         if get_origin(annotation) is dict:
             yield from _walk(get_args(annotation)[1], f"{prefix}{name}.NAME.")
         elif isinstance(annotation, type) and issubclass(annotation, Section):
@@ -71,9 +84,12 @@ def _walk(model: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
             yield f"{prefix}{name}", field
 
 
-def _unknown(key: str) -> str:
+def _unknown(key: str, *, method: str | None) -> str:
     """An unknown key and the known one that was likely meant: the same word in another section, or
     the most similar."""
+    if method is not None:
+        known = [name for name in METHODS[method].model_fields if name != "name"]
+        return f"{key}: {method} has no such parameter; it has {', '.join(known) or 'none'}"
     asked = generic(key)
     leaf = asked.rpartition(".")[2]
     keys = list(known_keys())

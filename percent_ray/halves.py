@@ -6,11 +6,11 @@ payload and condition as IPC streams of their own.
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
+import torch
 
 from percent_ray.config import Recipe, locate_prompts
 from percent_ray.data.prompts import PromptStream, read_prompts
@@ -18,10 +18,11 @@ from percent_ray.learn.engine import TorchEngine
 from percent_ray.learn.learner import Learner
 from percent_ray.models.base import family
 from percent_ray.monitor.plots import grid
+from percent_ray.objective.grpo import Weights
 from percent_ray.runtime.device import best_device
 from percent_ray.runtime.perception import Perceiver
 from percent_ray.runtime.rollout import Rollout
-from percent_ray.shape import Group, ShapeState, shape
+from percent_ray.shape import Group, shape
 from percent_ray.types import ShapedBatch, ShapedRow
 
 
@@ -45,7 +46,7 @@ def rollout(recipe: Recipe) -> Path:
             f"group {group_id}: {prompt.text!r}  {rewards}  "
             f"sample {trajectory.span.seconds:.1f} s  perceive {seen.span.seconds:.1f} s"
         )
-    batch, _, metrics = shape(recipe, 0, 0, groups, ShapeState())
+    batch, _, metrics = shape(recipe, 0, 0, groups, {})
     folder = Path(recipe.run.folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}.arrow"
@@ -79,7 +80,7 @@ def _write(batch: ShapedBatch, path: Path) -> None:
         {
             "group_id": row.group_id,
             "version": row.version,
-            "advantages": row.advantages.tolist(),
+            "weights": {k: v.tolist() for k, v in asdict(row.weights).items() if v is not None},
             "payload": _stream(row.payload),
             "condition": _stream(row.condition),
         }
@@ -100,7 +101,7 @@ def _read(path: Path) -> ShapedBatch:
                 version=row["version"],
                 payload=pa.ipc.open_stream(row["payload"]).read_all(),
                 condition=pa.ipc.open_stream(row["condition"]).read_all(),
-                advantages=np.array(row["advantages"], np.float32),
+                weights=Weights(**{k: torch.tensor(v) for k, v in row["weights"].items()}),
             )
             for row in rows
         )

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 from percent_ray.config import Recipe
 from percent_ray.data.prompts import PromptStream
-from percent_ray.shape import Group, ShapeState, describe, shape
+from percent_ray.objective.strength import State
+from percent_ray.shape import Group, describe, shape
 from percent_ray.slots import Slot, Slots
 from percent_ray.types import Perception, Prompt, ShapedBatch, Span, Trajectory, Update
 
@@ -66,7 +67,7 @@ class Progress:
     """Where a run stands; with the weights, all that a checkpoint holds."""
 
     version: int = 0
-    shape_state: ShapeState = field(default_factory=ShapeState)
+    shape_state: State = field(default_factory=dict)
 
 
 Checkpoint = Callable[[Progress], Any]
@@ -123,13 +124,14 @@ class Loop:
         start = time.time()
         step = self.progress.version
         every = self.recipe.monitor.probe_every
-        if every and step % every == 0:
-            await self._probe()
+        probe = await self._probe() if every and step % every == 0 else ()
         self._launch()
         waiting = self.roles.queued()
         groups = await asyncio.gather(*(self._groups.pop(i) for i in self._slots.groups(step)))
         arrived = time.time()
-        batch, state, metrics = shape(self.recipe, step, step, groups, self.progress.shape_state)
+        batch, state, metrics = shape(
+            self.recipe, step, step, groups, self.progress.shape_state, probe
+        )
         shaped = Span("shape", "driver", arrived, time.time())
         update = await self.roles.update(batch)
         published = time.time()
@@ -165,11 +167,11 @@ class Loop:
         trajectory = await self.roles.sample(slot.group_id, prompt, slot.version)
         return trajectory, await self.roles.perceive(trajectory, pictures=pictures)
 
-    async def _probe(self) -> None:
+    async def _probe(self) -> Sequence[Group]:
         """Fixed prompts with fixed noise under the version that is out: what the run has changed,
         free of sampling noise. Probe groups have negative ids and are never learned from."""
         if not self.recipe.monitor.probe_every:
-            return
+            return ()
         version = self.progress.version
         probes = [
             self._group(Slot(-1 - number, version, version), prompt, pictures=True)
@@ -180,6 +182,7 @@ class Loop:
         metrics = describe(self.recipe, seen) if seen else {}
         pictures = [(t.prompt.text, p.thumbnails) for t, p in groups]
         self.observer.probe(version, metrics, pictures)
+        return groups
 
     def _timings(self, spans: Sequence[Span], *, seconds: float) -> dict[str, float]:
         """Seconds by stage, summed over workers, and images a second over the step."""

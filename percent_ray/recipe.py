@@ -200,8 +200,12 @@ def _is_text(key: str) -> bool:
 
 
 def _merge(tree: Tree, layer: Tree, *, removable: bool = False) -> Tree:
-    """`layer` over `tree`, leaf by leaf. An empty section changes nothing, unless `removable`."""
+    """`layer` over `tree`, leaf by leaf. An empty section changes nothing, unless `removable`.
+    Another method brings its own parameters: those of the one before go."""
     merged = dict(tree)
+    method = _section(layer, "method").get("name")
+    if method is not None and method != _section(tree, "method").get("name"):
+        merged["method"] = {}
     for key, value in layer.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):

@@ -19,7 +19,6 @@ from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.monitor import plots
 from percent_ray.monitor.terminal import Terminal, summary
 from percent_ray.monitor.tracking import Status, Tracker
-from percent_ray.shape import ShapeState
 from percent_ray.types import Prompt, Span
 
 ERRORS = "error.txt"
@@ -46,7 +45,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
         if source is None:
             raise ValueError(f"{folder} has no checkpoint to resume; start a new run")
         state = checkpoint.read_state(source, recipe)
-        progress = Progress(state.version, ShapeState(**state.shape_state))
+        progress = Progress(state.version, state.shape_state)
         run_id = state.mlflow_run_id
     prompts = read_prompts(locate_prompts(recipe.data.prompts))
     _quiet(recipe)
@@ -114,7 +113,7 @@ class _Checkpoint:
         state = checkpoint.DriverState(
             version=progress.version,
             next_group=progress.version * self._recipe.data.groups_per_step,
-            shape_state=asdict(progress.shape_state),
+            shape_state=progress.shape_state,
             mlflow_run_id=self._tracker.run_id,
         )
         with checkpoint.writing(self._folder, progress.version, keep=run.keep_checkpoints) as aside:

@@ -1,12 +1,12 @@
-"""The third verb: a step's perceptions in, a batch with advantages out. Pure; runs on the driver.
+"""The third verb: a step's perceptions in, a batch with the method's weights out. Pure; runs on the
+driver.
 
-An image's reward is the weighted sum of its scores plus strength x its perceptual term (PAPER eqs.
-16-20), then come GRPO's advantages (eq. 3).
+An image's reward is the weighted sum of its scores; what becomes of it is up to the recipe's method
+(objective/methods.py).
 """
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,67 +15,60 @@ from torch import Tensor
 
 from percent_ray.config import Recipe
 from percent_ray.evaluation.diversity import variance_per_dimension, vendi
-from percent_ray.objective import advantage, entropy, shaping
+from percent_ray.flow.sde import HALF_LOG_2PI
+from percent_ray.objective import advantage, entropy
+from percent_ray.objective.methods import Shaped, Signals
+from percent_ray.objective.strength import State
 from percent_ray.types import Perception, ShapedBatch, ShapedRow, Trajectory
-
-
-@dataclass(frozen=True, slots=True)
-class ShapeState:
-    """What is measured at the first step and kept for the run; part of the checkpoint."""
-
-    strength: float | None = None
-    """Lambda in use."""
-    bandwidth: Mapping[str, float] = field(default_factory=dict)
-    """Squared bandwidth h^2 of the marginal entropy, by space."""
-
 
 Group = tuple[Trajectory, Perception]
 
 
 def shape(
-    recipe: Recipe, step: int, version: int, groups: Sequence[Group], state: ShapeState
-) -> tuple[ShapedBatch, ShapeState, dict[str, float]]:
+    recipe: Recipe,
+    step: int,
+    version: int,
+    groups: Sequence[Group],
+    state: State,
+    probe: Sequence[Group] = (),
+) -> tuple[ShapedBatch, State, dict[str, float]]:
     """The learner's batch of `step`, the state for the next step, and the step's metrics.
 
-    Dropped groups and groups whose shaped rewards are all equal are left out here, for all ranks
-    alike. Raises ValueError where every group was dropped.
+    `probe` is the probe's groups at steps that have one. Dropped groups and groups that teach
+    nothing are left out here, for all ranks alike. Raises ValueError where every group was dropped.
     """
     kept = [(trajectory, seen) for trajectory, seen in groups if not seen.dropped]
     if not kept:
         failures = sorted({line for _, seen in groups for line in seen.failures})
         raise ValueError(f"step {step}: every group was dropped; {'; '.join(failures)}")
-    perceptions = [seen for _, seen in kept]
-    rewards = torch.stack([_reward(recipe, seen) for seen in perceptions])
-    shaped, terms = rewards, None
-    if recipe.perceptual.method != "none":
-        state = _bandwidths(recipe, perceptions, state)
-        terms = torch.stack([_term(recipe, group, state) for group in kept])
-        state = _strength(recipe, rewards, terms, state)
-        assert state.strength is not None
-        shaped = shaping.shape(rewards, terms, state.strength)
-    advantages = advantage.advantages(
-        shaped, std=recipe.objective.advantage_std, clip=recipe.objective.advantage_clip
-    )
-    flat = advantage.zero_std_groups(shaped)
+    signals = _signals(recipe, kept, state, [g for g in probe if not g[1].dropped])
+    shaped = recipe.method(signals)
+    weights = shaped.weights
+    if recipe.objective.kl:
+        kl = torch.full_like(weights.advantage, recipe.objective.kl)
+        held = kl if weights.kl_reference is None else kl + weights.kl_reference
+        weights = replace(weights, kl_reference=held)
+    teaches = weights.teaches(dims=2)
     rows = tuple(
         ShapedRow(
             trajectory.group_id,
             trajectory.version,
             trajectory.payload,
             trajectory.condition,
-            advantages[i].numpy(),
+            weights.map(lambda weight, i=i: weight[i].clone()),
         )
         for i, (trajectory, _) in enumerate(kept)
-        if not flat[i]
+        if teaches[i]
     )
     metrics = {
         **describe(recipe, kept),
-        **_shaping_metrics(rewards, shaped, terms, advantages, state),
+        **_shaping_metrics(signals, shaped),
         "groups/dropped": float(len(groups) - len(kept)),
-        "groups/zero_std": float(flat.sum()),
+        "groups/zero_std": float(advantage.zero_std_groups(shaped.rewards).sum()),
+        "groups/taught": float(len(rows)),
         "staleness/max": float(max(version - trajectory.version for trajectory, _ in kept)),
     }
-    return ShapedBatch(step, version, rows), state, metrics
+    return ShapedBatch(step, version, rows), shaped.state, metrics
 
 
 def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
@@ -96,7 +89,7 @@ def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
             note(f"reward/{name}_std_in_group", float(values.std()))
         note("reward/mean", float(_reward(recipe, seen).mean()))
         note("reward/std_in_group", float(_reward(recipe, seen).std(correction=0)))
-        closed = 0.5 + 0.5 * math.log(2 * math.pi) + np.log(trajectory.std.astype(np.float64))
+        closed = 0.5 + HALF_LOG_2PI + np.log(trajectory.std.astype(np.float64))
         note("entropy/policy", float(closed.mean()))
         note("entropy/policy_sampled", float(-seen.log_p_policy.mean()))
         for space, log_p in seen.log_p_perc.items():
@@ -114,81 +107,63 @@ def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _reward(recipe: Recipe, seen: Perception) -> Float32[Tensor, " K"]:
-    """Weighted sum of the scores. An optional scorer that failed for the group adds nothing to any
-    of its images, which leaves the differences in the group to the others."""
+    """Weighted sum of the scores; judges weigh 0. An optional scorer that failed for the group adds
+    nothing to any of its images, which leaves the differences in the group to the others."""
     parts = [recipe.scorers[n].weight * torch.tensor(v) for n, v in seen.rewards.items()]
     return torch.stack(parts).sum(0)
 
 
-def _term(recipe: Recipe, group: Group, state: ShapeState) -> Float32[Tensor, " K"]:
-    """The perceptual term of one group, summed over the spaces."""
-    trajectory, seen = group
-    perceptual = recipe.perceptual
-    if perceptual.entropy == "marginal":
-        terms = [
-            entropy.marginal_terms(_unit(seen, space), state.bandwidth[space])
-            for space in perceptual.spaces
-        ]
-        return torch.stack(terms).sum(0)
-    columns = [trajectory.steps.index(step) for step in trajectory.scored]
-    omega = shaping.step_weights(torch.tensor(trajectory.std)[columns], perceptual.omega)
-    terms: list[Tensor] = []
-    for space in perceptual.spaces:
-        log_p = torch.tensor(seen.log_p_perc[space])
-        if perceptual.method == "pec":
-            terms.append(shaping.pec_term(log_p, omega))
-        else:
-            old = torch.tensor(seen.log_p_policy)
-            terms.append(shaping.pcvae_term(log_p, old, omega))
-    return torch.stack(terms).sum(0)
+def _signals(
+    recipe: Recipe, kept: Sequence[Group], state: State, probe: Sequence[Group]
+) -> Signals:
+    trajectories, perceptions = zip(*kept, strict=True)
+    columns = [[t.steps.index(step) for step in t.scored] for t in trajectories]
+    # An optional scorer may have failed for some groups: its scores are then not all there.
+    scores = set.intersection(*(set(seen.rewards) for seen in perceptions))
+    return Signals(
+        group_ids=torch.tensor([t.group_id for t in trajectories]),
+        rewards=torch.stack([_reward(recipe, seen) for seen in perceptions]),
+        scores={k: _stack([seen.rewards[k] for seen in perceptions]) for k in scores},
+        log_prob=_stack([seen.log_p_policy for seen in perceptions]),
+        log_p_perc={
+            space: _stack([seen.log_p_perc[space] for seen in perceptions])
+            for space in recipe.measured_spaces(probe=False)
+        },
+        scored=torch.tensor(columns),
+        std=torch.tensor(trajectories[0].std),
+        features=_features(recipe, perceptions),
+        probe=_features(recipe, [seen for _, seen in probe]) if probe else None,
+        state=state,
+        advantage_std=recipe.objective.advantage_std,
+        advantage_clip=recipe.objective.advantage_clip,
+        seed=recipe.run.seed,
+    )
 
 
-def _bandwidths(recipe: Recipe, perceptions: Sequence[Perception], state: ShapeState) -> ShapeState:
-    """Median bandwidths over the first step's groups, once."""
-    if recipe.perceptual.entropy == "conditional" or state.bandwidth:
-        return state
-    bandwidth = {
-        space: entropy.median_bandwidth(torch.stack([_unit(seen, space) for seen in perceptions]))
-        for space in recipe.perceptual.spaces
+def _features(
+    recipe: Recipe, perceptions: Sequence[Perception]
+) -> dict[str, Float32[Tensor, "G K D"]]:
+    """Unit-norm features of the finished images, by space."""
+    return {
+        space: entropy.scale_features(
+            _stack([seen.features[space] for seen in perceptions]), "unit"
+        )
+        for space in recipe.image_spaces
     }
-    return ShapeState(state.strength, bandwidth)
 
 
-def _unit(seen: Perception, space: str) -> Float32[Tensor, "K D"]:
-    return entropy.scale_features(torch.tensor(seen.features[space]), "unit")
+def _stack(values: Sequence[np.ndarray]) -> Tensor:
+    return torch.tensor(np.stack(values))
 
 
-def _strength(
-    recipe: Recipe,
-    rewards: Float32[Tensor, "G K"],
-    terms: Float32[Tensor, "G K"],
-    state: ShapeState,
-) -> ShapeState:
-    """Lambda: the recipe's, or scaled by the ratio of the standard deviations at the first step."""
-    if state.strength is not None:
-        return state
-    strength = recipe.perceptual.strength
-    if recipe.perceptual.strength_mode == "relative":
-        strength = shaping.relative_lambda(rewards, terms, strength)
-    return ShapeState(strength, state.bandwidth)
-
-
-def _shaping_metrics(
-    rewards: Float32[Tensor, "G K"],
-    shaped: Float32[Tensor, "G K"],
-    terms: Float32[Tensor, "G K"] | None,
-    advantages: Float32[Tensor, "G K"],
-    state: ShapeState,
-) -> dict[str, float]:
-    p_max, p_min = advantage.advantage_probability_range(advantages)
-    metrics = {
-        "reward/shaped_mean": shaped.mean().item(),
-        "reward/global_std": rewards.std(correction=0).item(),
-        "advantage/abs_mean": advantages.abs().mean().item(),
+def _shaping_metrics(signals: Signals, shaped: Shaped) -> dict[str, float]:
+    pull = shaped.weights.advantage
+    p_max, p_min = advantage.advantage_probability_range(pull.mean(dim=-1))
+    return {
+        "reward/shaped_mean": shaped.rewards.mean().item(),
+        "reward/global_std": signals.rewards.std(correction=0).item(),
+        "advantage/abs_mean": pull.abs().mean().item(),
         "advantage/p_max": p_max.mean().item(),
         "advantage/p_min": p_min.mean().item(),
+        **shaped.metrics,
     }
-    if terms is not None and state.strength is not None:
-        metrics["shaping/term_std_in_group"] = terms.std(1, correction=0).mean().item()
-        metrics["shaping/strength"] = state.strength
-    return metrics

@@ -1,7 +1,7 @@
 """The four nouns that cross a process boundary, and the letters that shapes are written in.
 
-Letters: G groups, K images in a group, T denoising steps, S trained steps, B batch,
-C H W latent channels, height and width, D feature dimension.
+Letters: G groups, K images in a group, T denoising steps, S trained steps, N scored
+steps, B batch, C H W latent channels, height and width, D feature dimension.
 
 A *group* is the K images of one prompt, all drawn by exactly one policy version. It is the atom:
 sampled, perceived, retried, dropped and learned from as a whole.
@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+
+from percent_ray.objective.grpo import Weights
 
 Ref = Any
 """A handle to an Arrow table: a `ray.ObjectRef` in the Ray runtime, the table itself in one
@@ -72,10 +74,10 @@ class Perception:
     group_id: int
     rewards: Mapping[str, Float32[np.ndarray, " K"]]
     """Raw reward by scorer. A scorer that is not required and failed is left out."""
-    log_p_perc: Mapping[str, Float32[np.ndarray, "K S"]]
+    log_p_perc: Mapping[str, Float32[np.ndarray, "K N"]]
     """Perceptual log-prob (PAPER 12) by space over the scored steps; empty when not measured."""
     log_p_policy: Float32[np.ndarray, "K S"]
-    """Log-prob of the drawing policy over the same scored steps."""
+    """Log-prob of the drawing policy over the trained steps."""
     features: Mapping[str, Float32[np.ndarray, "K D"]]
     """Features of the finished images by space, unscaled."""
     variance: Mapping[str, float]
@@ -91,19 +93,20 @@ class Perception:
 
 @dataclass(frozen=True, slots=True)
 class ShapedRow:
-    """One group with its advantages. Written by the driver."""
+    """One group with what its method makes of it. Written by the driver."""
 
     group_id: int
     version: int
     payload: Ref
     condition: Ref
-    advantages: Float32[np.ndarray, " K"]
+    weights: Weights
+    """Every weight float32 [K, S], on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShapedBatch:
-    """Everything that one learner step consumes. Zero-std groups are already left out, so every
-    rank sees the same rows."""
+    """Everything that one learner step consumes. Groups that teach nothing are already left out, so
+    every rank sees the same rows."""
 
     step: int
     version: int
@@ -118,6 +121,4 @@ class Update:
     version: int
     """The version after the update."""
     metrics: Mapping[str, float]
-    checksum: str
-    """Of the new version's weights."""
     span: Span

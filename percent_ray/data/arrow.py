@@ -93,11 +93,6 @@ def column(table: pa.Table, name: str) -> Tensor:
     return _column(table, name)
 
 
-def owned(table: pa.Table, name: str) -> Tensor:
-    """A copy of the column [rows, ...], safe to write to."""
-    return column(table, name).clone()
-
-
 def pack(tensors: Mapping[str, Tensor]) -> pa.Table:
     """One row, one column a tensor of any shape, over the memory of those on the CPU.
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from percent_ray.config import Recipe
 from percent_ray.recipe import differences
@@ -29,8 +28,8 @@ class DriverState:
     """The policy version in the checkpoint: learner steps done."""
     next_group: int
     """First group that is not learned from yet; prompts and draws follow from it."""
-    shape_state: Mapping[str, Any]
-    """What shaping measured once and keeps."""
+    shape_state: Mapping[str, float]
+    """What the method remembers from step to step."""
     mlflow_run_id: str | None
     """The run that a resumed one continues."""
 

@@ -15,6 +15,7 @@ from percent_ray.config import Recipe
 from percent_ray.data import arrow
 from percent_ray.learn.ema import Ema
 from percent_ray.learn.engine import Engine
+from percent_ray.learn.reference import Reference
 from percent_ray.learn.step import Images, Replay, Tally, chunks, metrics, passes
 from percent_ray.models.base import Policy
 from percent_ray.types import ShapedBatch, Span, Update
@@ -29,7 +30,8 @@ class Learner:
         self._recipe = recipe
         self._policy = policy
         self._engine = engine
-        self._replay = Replay(recipe, policy)
+        self._reference = Reference(policy, recipe.objective)
+        self._replay = Replay(recipe, policy, self._reference)
         learner = recipe.learner
         self._ema = (
             Ema(engine, cap=learner.ema_decay, every=learner.ema_every)
@@ -43,8 +45,8 @@ class Learner:
         """Learn from a batch; `tables` are the (payload, condition) of each of its rows.
 
         `learner.updates` optimizer steps; a batch without rows makes none, and only moves the
-        version. `Update.checksum` is empty on all ranks but 0. Raises FloatingPointError where a
-        gradient is not finite: the weights are then those of an interrupted update.
+        version. Raises FloatingPointError where a gradient is not finite: the weights are then
+        those of an interrupted update.
         """
         assert batch.version == self.version, f"batch {batch.version}, weights {self.version}"
         start = time.time()
@@ -62,11 +64,13 @@ class Learner:
         self._published = None if parts else self._published
         found = {"learner/images": float(len(images)), "learner/updates": float(len(parts))}
         if parts:
-            found |= metrics(tallies, self._engine, kl=recipe.objective.kl)
+            found |= metrics(tallies, self._engine, referred=images.referred)
             found |= {"grad/norm": sum(norms) / len(norms), "grad/norm_max": max(norms)}
-        _, checksum = self.publish()
+        if images.referred:
+            renewed = self._reference.follow(self.version, found["kl/reference"])
+            found["kl/reference_renewed"] = float(renewed)
         span = Span("update", f"learner-{self._engine.rank}", start, time.time())
-        return Update(self.version, found, checksum, span)
+        return Update(self.version, found, span)
 
     def publish(self) -> tuple[pa.Table | None, str]:
         """The trained weights as `arrow.pack` has them, in their own dtype, and their checksum;
@@ -88,6 +92,7 @@ class Learner:
         if self._ema is not None and self._ema.weights is not None:
             weights = self._ema.weights
             save_file(weights, folder / "ema.safetensors")
+        self._reference.save(folder)
         self._policy.save(str(folder / "policy"), weights)
         state = {"version": self.version, "ema_steps": self._ema.steps if self._ema else None}
         (folder / "learner.json").write_text(json.dumps(state))
@@ -103,6 +108,7 @@ class Learner:
             raise ValueError(f"{folder} was saved with the EMA {on}; set learner.ema_decay {value}")
         if self._ema is not None:
             self._ema.load(steps, load_file(folder / "ema.safetensors"))
+        self._reference.load(folder, self._engine.device)
         self.version = state["version"]
         self._published = None
 

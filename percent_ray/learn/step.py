@@ -19,12 +19,12 @@ from percent_ray.data import arrow
 from percent_ray.flow.noise import generator
 from percent_ray.flow.sde import Transition, transition
 from percent_ray.learn.engine import Engine
+from percent_ray.learn.reference import Reference
 from percent_ray.models.base import Condition, Policy
-from percent_ray.objective.grpo import RatioMetrics, grpo_loss
-from percent_ray.objective.penalties import reference_kl
+from percent_ray.objective.grpo import RatioMetrics, Weights, stack, transition_loss
 from percent_ray.types import ShapedBatch
 
-SUMS = ("count", "policy", "kl", "ratio", "clip_low", "clip_high", "approx_kl")
+SUMS = ("count", "loss", "kl", "ratio", "clip_low", "clip_high", "approx_kl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,10 @@ class Pass:
     latents: Float[Tensor, "B S+1 C H W"]
     """In the storage dtype."""
     old_log_probs: Float32[Tensor, "B S"]
-    advantages: Float32[Tensor, " B"]
+    means: Float[Tensor, "B S C H W"] | None
+    """Of the old policy, where a weight asks for them."""
+    weights: Weights
+    """Every weight [B, S]."""
     first: Int64[Tensor, " B"]
     """Each image's first trained step."""
     condition: Condition
@@ -52,12 +55,12 @@ class Tally:
         self.deviation = torch.zeros(1, dtype=torch.float64, device=device)
         """Largest |ratio - 1|."""
 
-    def add(self, ratio: RatioMetrics, *, policy: Tensor, kl: Tensor | None) -> None:
-        """Count the transitions of one pass: their surrogates and KLs to the reference, [B]."""
+    def add(self, ratio: RatioMetrics, *, loss: Tensor, kl: Tensor | None) -> None:
+        """Count the transitions of one pass: their losses and KLs to the reference, [B]."""
         self.sums += torch.stack(
             [
                 ratio.count.double(),
-                policy.detach().double().sum(),
+                loss.detach().double().sum(),
                 torch.zeros_like(ratio.ratio_sum) if kl is None else kl.detach().double().sum(),
                 ratio.ratio_sum,
                 ratio.clip_low_sum,
@@ -73,30 +76,30 @@ class Images:
     groups' tables.
 
     Raises ValueError for groups with different numbers of trained steps, and for a payload whose
-    rows are not as many as its advantages.
+    rows are not as many as its weights.
     """
 
     def __init__(self, batch: ShapedBatch, tables: Sequence[tuple[pa.Table, pa.Table]]) -> None:
         self._latents: list[Tensor] = []
+        self._means: list[Tensor] = []
         self._log_probs: list[Tensor] = []
         self._conditions: list[Condition] = []
         self._first: list[int] = []
-        self._advantages: list[Tensor] = []
+        self._weights = [row.weights for row in batch.rows]
         self._index: list[tuple[int, int]] = []
         """(group, image in the group)."""
         for group, (row, (payload, condition)) in enumerate(zip(batch.rows, tables, strict=True)):
-            advantages = torch.tensor(row.advantages, dtype=torch.float32)
-            if payload.num_rows != len(advantages):
+            images = len(row.weights.advantage)
+            if payload.num_rows != images:
                 raise ValueError(
-                    f"group {row.group_id} has {payload.num_rows} images and "
-                    f"{len(advantages)} advantages"
+                    f"group {row.group_id} has {payload.num_rows} images and weights of {images}"
                 )
             self._latents.append(arrow.column(payload, "latents"))
+            self._means.append(arrow.column(payload, "means"))
             self._log_probs.append(arrow.column(payload, "log_probs"))
             self._conditions.append(arrow.unpack(condition))
             self._first.append(arrow.steps(payload).start)
-            self._advantages.append(advantages)
-            self._index += [(group, image) for image in range(len(advantages))]
+            self._index += [(group, image) for image in range(images)]
         counts = {log_probs.shape[1] for log_probs in self._log_probs}
         if len(counts) > 1:
             raise ValueError(f"groups of one step have {sorted(counts)} trained steps")
@@ -106,14 +109,26 @@ class Images:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def referred(self) -> bool:
+        """Whether the loss has a KL to the reference policy."""
+        return any(weights.kl_reference is not None for weights in self._weights)
+
     def take(self, numbers: Sequence[int], device: torch.device, *, padding: bool) -> Pass:
         """The images of `numbers`; only they are copied, and only what a replay reads."""
         rows = [self._index[number] for number in numbers]
         groups = [group for group, _ in rows]
+
+        def taken(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.stack([tensors[g][k] for g, k in rows]).to(device)
+
+        chosen = [self._weights[g].map(lambda weight, k=k: weight[k]) for g, k in rows]
+        weights = stack(chosen).map(lambda weight: weight.to(device))
         return Pass(
-            latents=torch.stack([self._latents[g][k] for g, k in rows]).to(device),
-            old_log_probs=torch.stack([self._log_probs[g][k] for g, k in rows]).to(device),
-            advantages=torch.stack([self._advantages[g][k] for g, k in rows]).to(device),
+            latents=taken(self._latents),
+            old_log_probs=taken(self._log_probs),
+            means=None if weights.kl_old is None else taken(self._means),
+            weights=weights,
             first=torch.tensor([self._first[g] for g in groups]),
             condition={
                 name: torch.cat([self._conditions[g][name] for g in groups]).to(device)
@@ -148,8 +163,9 @@ def passes(
 class Replay:
     """The loss of stored transitions under the policy's present weights (PAPER eqs. 1-6)."""
 
-    def __init__(self, recipe: Recipe, policy: Policy) -> None:
+    def __init__(self, recipe: Recipe, policy: Policy, reference: Reference) -> None:
         self._policy = policy
+        self._reference = reference
         self._objective = recipe.objective
         self._sampling = recipe.sampling
         self._sigmas = policy.sigmas(recipe.sampling.steps)
@@ -159,27 +175,27 @@ class Replay:
 
         A 0-d float32 tensor with gradients. Adds what is not padding to `tally`.
         """
-        reference = self._reference(batch, step) if self._objective.kl else None
-        policy = self._transition(batch, step)
-        surrogate, ratio = grpo_loss(
-            policy.log_prob(batch.latents[:, step + 1]),
+        referred = batch.weights.kl_reference is not None
+        reference = self._referred(batch, step) if referred else None
+        loss, ratio, kl = transition_loss(
+            self._transition(batch, step),
+            batch.latents[:, step + 1],
             batch.old_log_probs[:, step],
-            batch.advantages,
+            batch.weights.map(lambda weight: weight[:, step]),
             clip_low=self._objective.clip_low,
             clip_high=self._objective.clip_high,
+            old_mean=None if batch.means is None else batch.means[:, step],
+            reference=reference,
+            kl_form=self._objective.kl_form,
         )
-        total, kl = surrogate, None
-        if reference is not None:
-            kl = reference_kl(policy, reference, form=self._objective.kl_form)
-            total = surrogate + self._objective.kl * kl
         if batch.padding:
-            return 0.0 * total.sum()
-        tally.add(ratio, policy=surrogate, kl=kl)
-        return total.sum() / transitions
+            return 0.0 * loss.sum()
+        tally.add(ratio, loss=loss, kl=kl)
+        return loss.sum() / transitions
 
     @torch.no_grad()
-    def _reference(self, batch: Pass, step: int) -> Transition:
-        with self._policy.reference():
+    def _referred(self, batch: Pass, step: int) -> Transition:
+        with self._reference():
             return self._transition(batch, step)
 
     def _transition(self, batch: Pass, step: int) -> Transition:
@@ -198,9 +214,9 @@ class Replay:
         )
 
 
-def metrics(tallies: Sequence[Tally], engine: Engine, *, kl: float) -> dict[str, float]:
+def metrics(tallies: Sequence[Tally], engine: Engine, *, referred: bool) -> dict[str, float]:
     """Means and maxima over all transitions of a learner step, one tally for each of its optimizer
-    steps, over all ranks. `kl` is the KL's weight in the loss.
+    steps, over all ranks. `referred` says whether the loss has a KL to the reference.
 
     `ratio/first_max_dev` is that of the first optimizer step, where the weights are still those of
     the batch's version: 0 but for rounding when they have drawn the batch themselves.
@@ -211,10 +227,9 @@ def metrics(tallies: Sequence[Tally], engine: Engine, *, kl: float) -> dict[str,
     largest = engine.all_reduce(deviations, "max").tolist()
     count = found.pop("count")
     mean = {name: value / count for name, value in found.items()}
-    reference = {"kl/reference": mean["kl"]} if kl else {}
+    reference = {"kl/reference": mean["kl"]} if referred else {}
     return reference | {
-        "loss/total": mean["policy"] + kl * mean["kl"],
-        "loss/policy": mean["policy"],
+        "loss/total": mean["loss"],
         "kl/approx": mean["approx_kl"],
         "ratio/mean": mean["ratio"],
         "ratio/max_dev": max(largest),

@@ -16,9 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from jaxtyping import UInt8
-
 from percent_ray.monitor.history import History
 
 if TYPE_CHECKING:
@@ -102,17 +99,6 @@ class Tracker:
             client.log_batch(run_id, metrics=metrics)
 
         self._send(send)
-
-    def picture(self, name: str, step: int, pixels: UInt8[np.ndarray, "3 h w"]) -> Path:
-        """Write a picture to the run's folder, then hand it to MLflow. Returns the file."""
-        from PIL import Image
-
-        path = self.folder / "pictures" / f"{name.replace('/', '_')}_{step:05d}.png"
-        path.parent.mkdir(exist_ok=True)
-        image = np.ascontiguousarray(pixels.transpose(1, 2, 0))
-        Image.fromarray(image).save(path)
-        self._send(lambda client, run_id: client.log_image(run_id, image, key=name, step=step))
-        return path
 
     def file(self, path: Path, folder: str) -> None:
         """Copy a file, or what is in a folder, to `folder` of MLflow's artifacts."""

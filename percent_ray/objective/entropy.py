@@ -60,7 +60,9 @@ def perceptual_entropy(log_p_perc: Float32[Tensor, "*n"]) -> Float32[Tensor, ""]
     return -log_p_perc.mean()
 
 
-def marginal_terms(features: Float[Tensor, "K D"], bandwidth_sq: float) -> Float32[Tensor, " K"]:
+def marginal_terms(
+    features: Float[Tensor, "*groups K D"], bandwidth_sq: float
+) -> Float32[Tensor, "*groups K"]:
     """-log of each image's leave-one-out kernel density among its group (PAPER section 6).
 
     term_k = -log( 1/(K-1) sum_{j != k} exp(-||phi_k - phi_j||^2 / (2 h^2)) ), for the features of
@@ -68,7 +70,7 @@ def marginal_terms(features: Float[Tensor, "K D"], bandwidth_sq: float) -> Float
     entropy of the group's images; 0 where all are the same.
     Raises ValueError for a group of one and for a bandwidth that is not above 0.
     """
-    count = len(features)
+    count = features.shape[-2]
     if count < 2:
         raise ValueError(f"the marginal entropy needs 2 images a group, got {count}; set K >= 2")
     if not bandwidth_sq > 0:
@@ -77,7 +79,7 @@ def marginal_terms(features: Float[Tensor, "K D"], bandwidth_sq: float) -> Float
     others = exponent.masked_fill(
         torch.eye(count, dtype=torch.bool, device=features.device), -torch.inf
     )
-    return (math.log(count - 1) - others.logsumexp(dim=1)).float()
+    return (math.log(count - 1) - others.logsumexp(dim=-1)).float()
 
 
 def median_bandwidth(features: Float[Tensor, "*groups K D"]) -> float:

@@ -1,10 +1,48 @@
-"""The clipped surrogate and its metrics. PAPER section 1, eqs. 1-3 and 6."""
+"""The loss of a transition: the clipped surrogate (PAPER section 1, eqs. 1-3 and 6) and whatever a
+method adds to it (sections 3 and 4)."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
+
+from percent_ray.flow.sde import Transition
+from percent_ray.objective.penalties import KLForm, gaussian_kl, reference_kl
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What a method makes of transitions: their weights in `transition_loss`, all of one shape.
+
+    A method decides once, on old-policy rollouts; None is 0 everywhere and costs nothing.
+    """
+
+    advantage: Float32[Tensor, "*n"]
+    """A of the clipped surrogate; 0 leaves a transition out of it."""
+    score: Float32[Tensor, "*n"] | None = None
+    """w of - w rho: a reward beside the advantage, neither normalised nor clipped."""
+    log_prob: Float32[Tensor, "*n"] | None = None
+    """w of w log pi: above 0 it pushes the old samples' likelihood down."""
+    kl_old: Float32[Tensor, "*n"] | None = None
+    """w of w KL(policy || old policy)."""
+    kl_reference: Float32[Tensor, "*n"] | None = None
+    """w of w KL(policy || reference policy)."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Weights":
+        """`function` of every weight that there is."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Weights(**{k: v if v is None else function(v) for k, v in found.items()})
+
+    def teaches(self, dims: int) -> Tensor:
+        """Where anything but a KL pulls, over the last `dims` dimensions: bool [*]. A KL alone only
+        holds the policy where it is."""
+        pulls = self.advantage != 0
+        for weight in (self.score, self.log_prob):
+            if weight is not None:
+                pulls = pulls | (weight != 0)
+        return pulls.flatten(-dims).any(dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +64,12 @@ class RatioMetrics:
     """Transitions with A > 0 that the upper bound cuts off from the gradient."""
     approx_kl_sum: Float64[Tensor, ""]
     """(log pi - log pi_old)^2 / 2, Flow-GRPO's estimate of the KL to the old policy."""
+
+
+def stack(weights: Sequence[Weights]) -> Weights:
+    """Weights of the same method, one above the other."""
+    present = [f.name for f in fields(Weights) if getattr(weights[0], f.name) is not None]
+    return Weights(**{name: torch.stack([getattr(w, name) for w in weights]) for name in present})
 
 
 def grpo_loss(
@@ -50,16 +94,42 @@ def grpo_loss(
     return loss, _metrics(change.detach(), ratio.detach(), clipped.detach(), advantage)
 
 
-def merge(first: RatioMetrics, second: RatioMetrics) -> RatioMetrics:
-    """Metrics of two micro-batches together."""
-    return RatioMetrics(
-        count=first.count + second.count,
-        ratio_sum=first.ratio_sum + second.ratio_sum,
-        ratio_deviation_max=torch.maximum(first.ratio_deviation_max, second.ratio_deviation_max),
-        clip_low_sum=first.clip_low_sum + second.clip_low_sum,
-        clip_high_sum=first.clip_high_sum + second.clip_high_sum,
-        approx_kl_sum=first.approx_kl_sum + second.approx_kl_sum,
+def transition_loss(
+    policy: Transition,
+    next_latents: Float32[Tensor, "B ..."],
+    old_log_prob: Float32[Tensor, " B"],
+    weights: Weights,
+    *,
+    clip_low: float,
+    clip_high: float,
+    old_mean: Float32[Tensor, "B ..."] | None = None,
+    reference: Transition | None = None,
+    kl_form: KLForm = "gaussian",
+) -> tuple[Float32[Tensor, " B"], RatioMetrics, Float32[Tensor, " B"] | None]:
+    """The loss of one step of B images, with the ratio's metrics and the KL to the reference.
+
+        max(-A rho, -A clip(rho)) - score rho + log_prob log pi
+            + kl_old |mu - mu_old|^2 / (2 s^2) + kl_reference KL(pi || pi_ref)
+
+    `old_mean` is needed where `weights.kl_old` is given, `reference` where `kl_reference` is.
+    """
+    log_prob = policy.log_prob(next_latents)
+    loss, metrics = grpo_loss(
+        log_prob, old_log_prob, weights.advantage, clip_low=clip_low, clip_high=clip_high
     )
+    kl = None
+    if weights.score is not None:
+        loss = loss - weights.score * (log_prob - old_log_prob).exp()
+    if weights.log_prob is not None:
+        loss = loss + weights.log_prob * log_prob
+    if weights.kl_old is not None:
+        assert old_mean is not None
+        loss = loss + weights.kl_old * gaussian_kl(policy.mean, old_mean, policy.std)
+    if weights.kl_reference is not None:
+        assert reference is not None
+        kl = reference_kl(policy, reference, form=kl_form)
+        loss = loss + weights.kl_reference * kl
+    return loss, metrics, kl
 
 
 def _metrics(change: Tensor, ratio: Tensor, clipped: Tensor, advantage: Tensor) -> RatioMetrics:

@@ -19,7 +19,6 @@ from percent_ray.evaluation.diversity import variance_per_dimension
 from percent_ray.models.base import Decoder, family
 from percent_ray.objective.entropy import perceptual_log_prob, scale_features
 from percent_ray.runtime.device import best_device
-from percent_ray.runtime.rollout import measures_steps
 from percent_ray.scorers.base import Scorer, module
 from percent_ray.types import Perception, Prompt, Span, Trajectory
 
@@ -67,17 +66,14 @@ class Perceiver:
         final = arrow.column(payload, "final")
         images = self._decode(final)
         rewards, failures, dropped = self._rewards(images, trajectory.prompt)
-        columns = [trajectory.steps.index(step) for step in trajectory.scored]
-        scored: dict[str, np.ndarray] = {}
-        if measures_steps(self.recipe) and not dropped:
-            std = torch.tensor(trajectory.std)[columns]
-            scored = self._scored_steps(payload, columns, std)
-        features = {space: self._encode(space, images).numpy() for space in self.recipe.spaces}
+        scored = {} if dropped else self._scored_steps(trajectory, payload)
+        spaces = self.recipe.image_spaces
+        features = {space: self._encode(space, images).numpy() for space in spaces}
         return Perception(
             group_id=trajectory.group_id,
             rewards=rewards,
             log_p_perc=scored,
-            log_p_policy=arrow.column(payload, "log_probs")[:, columns].numpy(),
+            log_p_policy=arrow.column(payload, "log_probs").numpy().copy(),
             features=features,
             variance={
                 "latent": variance_per_dimension(final),
@@ -96,9 +92,8 @@ class Perceiver:
         rewards: dict[str, np.ndarray] = {}
         failures: list[str] = []
         dropped = False
-        for name, settings in self.recipe.scorers.items():
-            if not settings.weight:
-                continue
+        for name in self.recipe.scored:
+            settings = self.recipe.scorers[name]
             try:
                 rewards[name] = retried(
                     lambda scorer=self._scorers[name]: scorer.score(images, [prompt] * len(images)),
@@ -106,13 +101,17 @@ class Perceiver:
                 )
             except Exception as error:
                 failures.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
-                dropped |= settings.required
+                dropped |= settings.required or name in self.recipe.of_method("judges")
         return rewards, failures, dropped or not rewards
 
-    def _scored_steps(
-        self, payload: pa.Table, columns: list[int], std: Float32[Tensor, " S"]
-    ) -> dict[str, np.ndarray]:
-        """Perceptual log-prob [K, S] in every space: samples and means are decoded together."""
+    def _scored_steps(self, trajectory: Trajectory, payload: pa.Table) -> dict[str, np.ndarray]:
+        """Perceptual log-prob [K, N] in every measured space: samples and means are decoded
+        together."""
+        spaces = self.recipe.measured_spaces(probe=trajectory.group_id < 0)
+        if not spaces:
+            return {}
+        columns = [trajectory.steps.index(step) for step in trajectory.scored]
+        std = torch.tensor(trajectory.std)[columns]
         if self.recipe.perceptual.decode == "clean":
             samples = arrow.column(payload, "clean_next")
             means = arrow.column(payload, "clean_mean")
@@ -122,7 +121,7 @@ class Perceiver:
         pairs = torch.stack([samples, means])
         images = self._decode(pairs.flatten(0, 2))
         result: dict[str, np.ndarray] = {}
-        for space in self.recipe.perceptual.spaces:
+        for space in spaces:
             features = scale_features(
                 self._encode(space, images), self.recipe.perceptual.feature_scale
             )

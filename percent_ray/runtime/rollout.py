@@ -119,7 +119,8 @@ class Rollout:
         recipe, sampling = self.recipe, self.recipe.sampling
         device = next(policy.module.parameters()).device
         shape = policy.latent_shape
-        clean = recipe.perceptual.decode == "clean" and measures_steps(recipe)
+        spaces = recipe.measured_spaces(probe=group_id < 0)
+        clean = recipe.perceptual.decode == "clean" and bool(spaces)
         batches: list[dict[str, torch.Tensor]] = []
         for first in range(0, sampling.group_size, sampling.batch_size):
             images = range(first, min(first + sampling.batch_size, sampling.group_size))
@@ -165,10 +166,3 @@ def trained_steps(recipe: Recipe, group_id: int) -> range:
         seed=recipe.run.seed,
         iteration=max(group_id, 0) // recipe.data.groups_per_step,
     )
-
-
-def measures_steps(recipe: Recipe) -> bool:
-    """Whether perceptual log-probs are wanted: by the method, or only to be measured."""
-    perceptual = recipe.perceptual
-    shaped = perceptual.method != "none" and perceptual.entropy == "conditional"
-    return bool(perceptual.spaces) and (shaped or perceptual.measure)

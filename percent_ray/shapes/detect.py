@@ -29,6 +29,9 @@ IOU_AT_ZERO: Final = 0.68
 IOU_AT_ONE: Final = 0.88
 """The score is linear in the soft overlap with the best mask between these two."""
 
+_REACH: Final = 2.0
+"""Pixels by which a tried mask may exceed the first guess: shift, growth and soft edge."""
+
 _PALETTE: Final = np.array(list(COLORS.values()), np.float32)
 _NAMES: Final = tuple(COLORS)
 
@@ -133,8 +136,13 @@ def _fit(region: _Region) -> tuple[str, float, list[float]]:
     width, height = right - left, bottom - top
     stretch = np.sqrt(np.clip(width / height, 1 / MAX_STRETCH, MAX_STRETCH))
     guess = np.array([(left + right) / 2, (top + bottom) / 2, np.sqrt(width * height) / 2])
+    # Nothing of the region, nor of any mask that is tried, lies outside of this window.
+    reach = (guess[2] + _REACH) * np.array([stretch, 1 / stretch]) + _REACH
+    across = _window(mask.any(axis=0), guess[0], reach[0])
+    down = _window(mask.any(axis=1), guess[1], reach[1])
+    mask = mask[down, across]
     cells = guess.astype(np.float32) + _offsets()
-    ys, xs = (np.arange(n, dtype=np.float32) + 0.5 for n in mask.shape)
+    ys, xs = (np.arange(part.start, part.stop, dtype=np.float32) + 0.5 for part in (down, across))
     x = (xs[None, None, :] - cells[:, 0, None, None]) / stretch
     y = (ys[None, :, None] - cells[:, 1, None, None]) * stretch
     radius = np.maximum(cells[:, 2, None, None], 1.0)
@@ -143,6 +151,14 @@ def _fit(region: _Region) -> tuple[str, float, list[float]]:
     }
     best = max(overlaps, key=lambda shape: overlaps[shape])
     return best, overlaps[best], [left, top, right, bottom]
+
+
+def _window(filled: NDArray[np.bool_], centre: float, reach: float) -> slice:
+    """Rows or columns that are filled, or within ``reach`` of ``centre``."""
+    places = np.flatnonzero(filled)
+    first = min(int(places[0]), int(centre - reach))
+    last = max(int(places[-1]), int(centre + reach))
+    return slice(max(first, 0), min(last + 1, len(filled)))
 
 
 def _soft_iou(masks: NDArray[Any], mask: NDArray[np.float32]) -> NDArray[Any]:

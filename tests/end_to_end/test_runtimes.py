@@ -38,27 +38,34 @@ def test_a_local_run_is_deterministic_and_on_policy_at_first(world, tmp_path, st
 
 
 @pytest.mark.parametrize(
-    "perceptual",
+    ("method", "perceptual"),
     [
-        {"method": "pcvae"},
-        {"method": "pec", "decode": "clean", "steps": 2, "omega": "variance"},
-        {"method": "pec", "entropy": "marginal", "strength_mode": "relative"},
-        {"method": "none", "measure": False},
+        ({"name": "flow_grpo"}, {"measure": False}),
+        ({"name": "pec", "omega": "variance"}, {"decode": "clean", "steps": 2}),
+        ({"name": "pcvae", "native": True}, {}),
+        ({"name": "marginal_pec", "image_spaces": ["clip"], "strength": "auto"}, {}),
+        ({"name": "entropy_reg"}, {"measure": False}),
+        ({"name": "clip_cov", "spaces": ["pickscore"]}, {"measure": False}),
+        ({"name": "kl_cov"}, {}),
+        ({"name": "gardo", "image_spaces": ["clip"]}, {}),
     ],
-    ids=lambda p: "-".join(str(v) for v in p.values()),
+    ids=lambda value: value.get("name"),
 )
-def test_every_shaping_runs(world, tmp_path, perceptual):
+def test_every_method_runs(world, tmp_path, method, perceptual):
     base = worlds.recipe(world, tmp_path, backend="local")
     fields = base.model_dump() | {"perceptual": base.perceptual.model_dump() | perceptual}
+    fields |= {"method": method}
     fields["run"]["steps"] = 1
     observer = run_locally(Recipe.model_validate(fields))
     [metrics] = worlds.numbers(observer)
     assert metrics["learner/updates"] == 2
     assert all(math.isfinite(value) for value in metrics.values())
+    adds = method["name"] == "marginal_pec" or (method["name"] == "pec")
     shaped = metrics["reward/shaped_mean"] != pytest.approx(metrics["reward/mean"])
-    assert shaped == (perceptual["method"] != "none")
+    assert shaped == adds
     measured = any(name.startswith("entropy/perceptual") for name in metrics)
-    assert measured == perceptual.get("measure", True)
+    assert measured == (perceptual.get("measure", True) or "spaces" in method)
+    assert ("kl/reference" in metrics) == (method["name"] == "gardo")
 
 
 def test_invariant_7_policy_entropy_is_the_schedules_constant(world, tmp_path):

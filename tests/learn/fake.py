@@ -16,6 +16,7 @@ from percent_ray.data import arrow
 from percent_ray.flow.noise import generator, group_noise
 from percent_ray.flow.sampler import rollout
 from percent_ray.models.base import Condition
+from percent_ray.objective.grpo import Weights
 from percent_ray.types import ShapedBatch, ShapedRow
 
 SHAPE = (2, 4, 4)
@@ -147,10 +148,17 @@ def draw_batch(
         condition = policy.encode([f"prompt {group_id}"])
         payload = draw_group(policy, recipe, group_id, condition, images)
         source = generator("advantages", group_id)
-        advantages = torch.randn(images, generator=source).numpy()
+        advantages = torch.randn(images, generator=source)
         tables.append((payload, arrow.pack(condition)))
-        rows.append(ShapedRow(group_id, version, *tables[-1], advantages))
+        rows.append(ShapedRow(group_id, version, *tables[-1], weights(recipe, advantages)))
     return Batch(ShapedBatch(step, version, tuple(rows)), tables)
+
+
+def weights(recipe: config.Recipe, advantages: Tensor) -> Weights:
+    """The same advantage at every step, and the KL of the recipe's objective."""
+    advantage = advantages.unsqueeze(-1).repeat(1, recipe.sampling.steps - 1)
+    kl = torch.full_like(advantage, recipe.objective.kl) if recipe.objective.kl else None
+    return Weights(advantage, kl_reference=kl)
 
 
 def draw_group(

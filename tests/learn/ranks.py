@@ -99,7 +99,10 @@ def bf16(recipe: Recipe) -> dict:
 def not_finite(recipe: Recipe) -> str:
     learner = make(recipe)
     batch = draw_batch(FakePolicy(), recipe)
-    rows = [replace(row, advantages=row.advantages * float("nan")) for row in batch.shaped.rows]
+    rows = [
+        replace(row, weights=row.weights.map(lambda weight: weight * float("nan")))
+        for row in batch.shaped.rows
+    ]
     try:
         learner.update(replace(batch.shaped, rows=tuple(rows)), batch.tables)
     except FloatingPointError as error:

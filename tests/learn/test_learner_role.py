@@ -19,13 +19,20 @@ def train(learner, policy, recipe, steps):
     for step in steps:
         batch = draw_batch(policy, recipe, step=step, version=step)
         update = learner.update(batch.shaped, batch.tables)
-        found.append((update.version, update.metrics, update.checksum))
+        found.append((update.version, update.metrics, learner.publish()[1]))
     return found
 
 
+@pytest.mark.parametrize("renewed", [False, True])
 @pytest.mark.parametrize("ema_decay", [0.9, 0.0])
-def test_invariant_8_save_load_continue_equals_the_straight_run_exactly(tmp_path, ema_decay):
-    recipe = fake_recipe(tmp_path, learner={"ema_decay": ema_decay, "ema_every": 3})
+def test_invariant_8_save_load_continue_equals_the_straight_run_exactly(
+    tmp_path, ema_decay, renewed
+):
+    recipe = fake_recipe(
+        tmp_path,
+        learner={"ema_decay": ema_decay, "ema_every": 3},
+        objective={"kl": 0.3 * renewed, "reference_every": int(renewed)},
+    )
     straight, policy = make_learner(recipe)
     expected = train(straight, policy, recipe, range(4))
     first, policy = make_learner(recipe)
@@ -80,6 +87,24 @@ def test_users_get_the_ema_weights(tmp_path):
     assert arrow.checksum(saved) == learner.publish()[1]
 
 
+def test_the_reference_is_renewed_by_count_or_by_kl(tmp_path):
+    recipe = fake_recipe(tmp_path, objective={"kl": 0.1, "reference_every": 2})
+    learner, policy = make_learner(recipe)
+    by_count = train(learner, policy, recipe, range(3))
+    assert [m["kl/reference_renewed"] for _, m, _ in by_count] == [0, 1, 0]
+    present = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    with learner._reference():
+        inside = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    assert any((present[k] != inside[k]).any() for k in present), "one version behind"
+    assert all(torch.equal(present[k], p) for k, p in policy.trainable().items())
+
+    recipe = fake_recipe(
+        tmp_path, objective={"kl": 0.1, "reference_kl": by_count[0][1]["kl/reference"] / 2}
+    )
+    learner, policy = make_learner(recipe)
+    assert train(learner, policy, recipe, [0])[0][1]["kl/reference_renewed"] == 1
+
+
 def test_the_update_is_timed(tmp_path):
     recipe = fake_recipe(tmp_path)
     learner, policy = make_learner(recipe)
@@ -129,6 +154,6 @@ def test_a_gradient_that_is_not_finite_ends_the_update(tmp_path):
     recipe = fake_recipe(tmp_path)
     learner, policy = make_learner(recipe)
     batch = draw_batch(policy, recipe)
-    batch.shaped.rows[0].advantages[:] = float("nan")
+    batch.shaped.rows[0].weights.advantage[:] = float("nan")
     with pytest.raises(FloatingPointError, match="gradient norm is nan"):
         learner.update(batch.shaped, batch.tables)

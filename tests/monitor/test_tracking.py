@@ -1,7 +1,6 @@
 import socket
 import time
 
-import numpy as np
 import pytest
 
 from percent_ray.monitor import history
@@ -36,10 +35,6 @@ def tracker(folder, uri="", **options):
     return Tracker(folder, tracking_uri=uri, experiment="tests", run_name="a", **options)
 
 
-def picture():
-    return np.arange(3 * 8 * 16, dtype=np.uint8).reshape(3, 8, 16)
-
-
 def test_everything_is_in_the_folder_and_in_mlflow(tmp_path, client_class):
     (tmp_path / "recipe.yaml").write_text("run: {}")
     folder = tmp_path / "runs" / "a"
@@ -47,11 +42,9 @@ def test_everything_is_in_the_folder_and_in_mlflow(tmp_path, client_class):
     run.params({"learner.lr": 1e-4, "many": "x" * 9000})
     run.metrics(0, {"reward/mean": 0.5, "bad": float("nan")})
     run.metrics(1, {"reward/mean": 0.75})
-    png = run.picture("probe", 1, picture())
     run.file(tmp_path / "recipe.yaml", "recipe")
     run.close()
     assert run.lost == 0
-    assert png.is_file()
     assert history.read(folder / "metrics.jsonl")[1] == {"reward/mean": 0.75}
 
     client = client_class(tracking_uri=f"sqlite:///{tmp_path}/runs/mlflow.db")
@@ -62,7 +55,7 @@ def test_everything_is_in_the_folder_and_in_mlflow(tmp_path, client_class):
     points = client.get_metric_history(run.run_id, "reward/mean")
     assert [(p.step, p.value) for p in points] == [(0, 0.5), (1, 0.75)]
     assert "bad" not in seen.data.metrics
-    assert {a.path for a in client.list_artifacts(run.run_id)} == {"images", "recipe"}
+    assert {a.path for a in client.list_artifacts(run.run_id)} == {"recipe"}
     assert (tmp_path / "runs" / "mlruns").is_dir()
 
     again = tracker(folder, run_id=run.run_id, flush_s=200)
@@ -96,7 +89,6 @@ def test_a_dead_server_neither_stalls_nor_ends_a_run(
         before = time.monotonic()
         run.metrics(step, {"reward/mean": float(step)})
         slowest = max(slowest, time.monotonic() - before)
-    run.picture("probe", 1, picture())
     run.file(tmp_path / "none.yaml", "recipe")
     assert run.run_id is None
     run.close()

@@ -6,13 +6,7 @@ from hypothesis import strategies as st
 
 from percent_ray.objective.advantage import advantages
 from percent_ray.objective.entropy import perceptual_log_prob
-from percent_ray.objective.shaping import (
-    pcvae_term,
-    pec_term,
-    relative_lambda,
-    shape,
-    step_weights,
-)
+from percent_ray.objective.shaping import pcvae_values, pec_values, shape, step_weights
 
 few = settings(max_examples=10, deadline=None, derandomize=True)
 
@@ -39,10 +33,11 @@ def test_shaped_rewards_equal_a_transcription_of_equations_16_to_21(seed, lam):
                 w, p, old = omega[i].item(), log_p[g, k, i].item(), log_old[g, k, i].item()
                 pec[g, k] += lam / 5 * w * -p
                 pcvae[g, k] -= lam / 5 * w * (p - old)
-    np.testing.assert_allclose(shape(rewards, pec_term(log_p, omega), lam), pec, atol=1e-5)
     np.testing.assert_allclose(
-        shape(rewards, pcvae_term(log_p, log_old, omega), lam), pcvae, atol=1e-5
+        shape(rewards, pec_values(log_p, omega).mean(-1), lam), pec, atol=1e-5
     )
+    term = pcvae_values(log_p, log_old, omega).mean(-1)
+    np.testing.assert_allclose(shape(rewards, term, lam), pcvae, atol=1e-5)
 
 
 def test_signs():
@@ -50,9 +45,9 @@ def test_signs():
     mean, std, omega = torch.zeros(2, 1, 4), torch.tensor([0.5]), torch.ones(1)
     moved = torch.stack([torch.full((1, 4), 0.1), torch.full((1, 4), 0.9)])
     log_p = perceptual_log_prob(moved, mean, std)
-    still, far = pec_term(log_p, omega)
+    still, far = pec_values(log_p, omega).mean(-1)
     assert far > still
-    near, below = pcvae_term(log_p, torch.zeros(2, 1), omega)
+    near, below = pcvae_values(log_p, torch.zeros(2, 1), omega).mean(-1)
     assert below > near
 
 
@@ -69,32 +64,16 @@ def test_step_weights_have_mean_one():
 def test_variance_weights_leave_the_squared_distance():
     """PAPER section 6: with omega ~ s^2 the term is sum ||d phi||^2 and constants of the group."""
     sample, mean, std = normal(0, 6, 3, 8), normal(1, 6, 3, 8), torch.tensor([0.9, 0.5, 0.3])
-    term = pec_term(perceptual_log_prob(sample, mean, std), step_weights(std, "variance"))
+    log_p = perceptual_log_prob(sample, mean, std)
+    term = pec_values(log_p, step_weights(std, "variance")).mean(-1)
     distance = (sample - mean).square().mean(-1).sum(-1) / (6 * std.square().mean())
     torch.testing.assert_close(term - term.mean(), distance - distance.mean())
 
 
 def test_constants_of_the_group_do_not_move_advantages():
     rewards, log_p, omega = normal(0, 2, 6), normal(1, 2, 6, 3), torch.ones(3)
-    shaped = shape(rewards, pec_term(log_p, omega), 0.1)
-    shifted = shape(rewards, pec_term(log_p + 3, omega), 0.1)
+    shaped = shape(rewards, pec_values(log_p, omega).mean(-1), 0.1)
+    shifted = shape(rewards, pec_values(log_p + 3, omega).mean(-1), 0.1)
     torch.testing.assert_close(
         advantages(shaped, std="group"), advantages(shifted, std="group"), rtol=1e-4, atol=1e-5
     )
-
-
-def test_relative_lambda_pools_stds_within_groups():
-    rewards = torch.tensor([[0.0, 2.0], [10.0, 10.0]])
-    terms = torch.tensor([[0.0, 1.0], [50.0, 57.0]])
-    pooled_rewards, pooled_terms = np.sqrt((1 + 0) / 2), np.sqrt((0.25 + 12.25) / 2)
-    expected = 0.5 * pooled_rewards / pooled_terms
-    assert relative_lambda(rewards, terms, 0.5) == pytest.approx(expected)
-    assert relative_lambda(rewards, 10 * terms, 0.5) == pytest.approx(expected / 10)
-
-
-def test_relative_lambda_refuses_what_does_not_vary():
-    flat, varied = torch.full((2, 3), 0.1), normal(0, 2, 3)
-    with pytest.raises(ValueError, match="rewards of 2 groups of 3 have std 0"):
-        relative_lambda(flat, varied, 0.5)
-    with pytest.raises(ValueError, match="perceptual terms of 2 groups of 3 have std 0"):
-        relative_lambda(varied, flat, 0.5)

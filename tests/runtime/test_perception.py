@@ -59,7 +59,7 @@ def perceive(scorers: dict, scored=(0, 1, 2), **settings) -> Perception:
     recipe = Recipe(
         scorers={name: settings.get(name, Scorer(weight=1.0)) for name in scorers},
         sampling=Sampling(group_size=K),
-        perceptual=Perceptual(method="pec", spaces=("pickscore",), batch_size=5),
+        perceptual=Perceptual(spaces=("pickscore",), batch_size=5),
     )
     perceiver = Perceiver(recipe, worker="test", decoder=PixelDecoder(), scorers=scorers)
     trajectory = Trajectory(

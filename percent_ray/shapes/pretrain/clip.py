@@ -31,7 +31,7 @@ SCENE_TEMPERATURE: Final = 0.1
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained two-tower model: 32x32 pictures in patches of 4, captions of 16 tokens."""
+    """An untrained two-tower model: 32x32 pictures in patches of 4, captions of 12 tokens."""
     vision = CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=256,

@@ -11,8 +11,8 @@ from transformers import CLIPTextConfig, CLIPTokenizer
 
 from percent_ray.shapes import scenes
 
-MAX_LENGTH: Final = 16
-"""Tokens of a caption with start and end; the longest caption takes 12."""
+MAX_LENGTH: Final = 12
+"""Tokens of a caption with start and end; the longest caption takes all of them."""
 
 WORDS: Final = (
     *("a", "photo", "of", "and", "left", "right", "above", "below"),

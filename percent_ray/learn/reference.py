@@ -1,0 +1,66 @@
+"""The policy that the KL is measured to: the model before training, or a later one of the run."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from percent_ray import config
+from percent_ray.models.base import Policy
+
+FILE = "reference.safetensors"
+
+
+class Reference:
+    """Made anew every `objective.reference_every` learner steps, and whenever the KL to it exceeds
+    `objective.reference_kl`; without either it stays the model before training.
+
+    Every rank holds the whole trained weights for it, which ZeRO 3 does not have.
+    """
+
+    def __init__(self, policy: Policy, objective: config.Objective) -> None:
+        self._policy = policy
+        self._every = objective.reference_every
+        self._kl = objective.reference_kl
+        self._weights: Mapping[str, Tensor] | None = None
+        """None stands for the model before training."""
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Inside, the policy's `velocity` is the reference's."""
+        if self._weights is None:
+            with self._policy.reference():
+                yield
+            return
+        trained = self._policy.trainable()
+        present = {name: parameter.data for name, parameter in trained.items()}
+        try:
+            for name, parameter in trained.items():
+                parameter.data = self._weights[name]
+            yield
+        finally:
+            for name, parameter in trained.items():
+                parameter.data = present[name]
+
+    def follow(self, version: int, kl: float) -> bool:
+        """Take the present weights where it is time to; `kl` is the last update's, the same on all
+        ranks. Returns whether it has."""
+        due = bool(self._every) and version % self._every == 0
+        if not due and not (self._kl and kl > self._kl):
+            return False
+        trained = self._policy.trainable()
+        self._weights = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        return True
+
+    def save(self, folder: Path) -> None:
+        """Write the weights, where there are any, into an existing folder."""
+        if self._weights is not None:
+            save_file({k: v.cpu().contiguous() for k, v in self._weights.items()}, folder / FILE)
+
+    def load(self, folder: Path, device: torch.device) -> None:
+        """Continue from `save`."""
+        path = folder / FILE
+        self._weights = load_file(path, device=str(device)) if path.is_file() else None
