@@ -235,11 +235,11 @@ class Runtime(Section):
 class Recipe(Section):
     run: Run = Run()
     model: Model = Model()
-    scorers: dict[str, Scorer] = Field({"pickscore": Scorer(weight=1.0)})
+    scorers: dict[str, Scorer] = {"pickscore": Scorer(weight=1.0)}  # noqa: RUF012 pydantic copies it
     """By module of percent_ray/scorers."""
     sampling: Sampling = Sampling()
     perceptual: Perceptual = Perceptual()
-    method: AnyMethod = METHODS["flow_grpo"]()  # pyright: ignore[reportCallIssue]
+    method: AnyMethod = METHODS["flow_grpo"](name="flow_grpo")
     """What is added to reward and loss."""
     objective: Objective = Objective()
     learner: Learner = Learner()

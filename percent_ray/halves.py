@@ -6,7 +6,7 @@ payload and condition as IPC streams of their own.
 
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,7 +80,7 @@ def _write(batch: ShapedBatch, path: Path) -> None:
         {
             "group_id": row.group_id,
             "version": row.version,
-            "weights": {k: v.tolist() for k, v in asdict(row.weights).items() if v is not None},
+            "weights": {name: v.tolist() for name, v in row.weights.present().items()},
             "payload": _stream(row.payload),
             "condition": _stream(row.condition),
         }

@@ -19,9 +19,9 @@ def covariance(
 
 
 def largest(values: Float32[Tensor, "*n"], fraction: float) -> Bool[Tensor, "*n"]:
-    """The int(fraction n) largest of n values; ties go to the first. Raises ValueError where that
-    is none of them, or all."""
-    count = int(fraction * values.numel())
+    """The round(fraction n) largest of n values; ties go to the first. Raises ValueError where
+    that is none of them, or all."""
+    count = round(fraction * values.numel())
     if not 0 < count < values.numel():
         raise ValueError(
             f"a fraction of {fraction} of {values.numel()} transitions is {count}; "

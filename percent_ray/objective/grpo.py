@@ -32,8 +32,12 @@ class Weights:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Weights":
         """`function` of every weight that there is."""
+        return _weights({name: function(value) for name, value in self.present().items()})
+
+    def present(self) -> dict[str, Tensor]:
+        """The weights that there are, by name."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Weights(**{k: v if v is None else function(v) for k, v in found.items()})
+        return {name: value for name, value in found.items() if value is not None}
 
     def teaches(self, dims: int) -> Tensor:
         """Where anything but a KL pulls, over the last `dims` dimensions: bool [*]. A KL alone only
@@ -68,8 +72,12 @@ class RatioMetrics:
 
 def stack(weights: Sequence[Weights]) -> Weights:
     """Weights of the same method, one above the other."""
-    present = [f.name for f in fields(Weights) if getattr(weights[0], f.name) is not None]
-    return Weights(**{name: torch.stack([getattr(w, name) for w in weights]) for name in present})
+    names = weights[0].present()
+    return _weights({name: torch.stack([w.present()[name] for w in weights]) for name in names})
+
+
+def _weights(present: dict[str, Tensor]) -> Weights:
+    return Weights(present.pop("advantage"), **present)
 
 
 def grpo_loss(

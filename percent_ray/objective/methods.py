@@ -205,7 +205,7 @@ def gardo(
     apart = excess.abs().mean().item()
     usual = s.state.get("gardo/apart", apart)
     share = s.state.get("gardo/share", fraction) * (1.1 if apart > usual else 1 / 1.1)
-    share = min(0.5, max(0.5 * fraction, share))
+    share = min(0.5, max(0.5 * fraction, share, 1 / excess.numel()))
     holding = covariance.largest(excess, share) * strength
     weights = Weights(_over_steps(s, pull), kl_reference=_over_steps(s, holding))
     state = {"gardo/apart": 0.9 * usual + 0.1 * apart, "gardo/share": share}
@@ -291,8 +291,9 @@ def _covarying(s: Signals, spaces: tuple[str, ...], fraction: float) -> Tensor:
 def _shuffle(s: Signals, values: Float32[Tensor, "G K *n"]) -> Float32[Tensor, "G K *n"]:
     """Each group's images in a random order, a function of (seed, group id)."""
     rows: list[Tensor] = []
-    for group_id, row in zip(s.group_ids.tolist(), values, strict=True):
-        order = torch.randperm(len(row), generator=generator("shuffled", s.seed, group_id))
+    for group_id, row in zip(s.group_ids, values, strict=True):
+        source = generator("shuffled", s.seed, int(group_id.item()))
+        order = torch.randperm(len(row), generator=source)
         rows.append(row[order])
     return torch.stack(rows)
 

@@ -138,8 +138,8 @@ def _fit(region: _Region) -> tuple[str, float, list[float]]:
     guess = np.array([(left + right) / 2, (top + bottom) / 2, np.sqrt(width * height) / 2])
     # Nothing of the region, nor of any mask that is tried, lies outside of this window.
     reach = (guess[2] + _REACH) * np.array([stretch, 1 / stretch]) + _REACH
-    across = _window(mask.any(axis=0), guess[0], reach[0])
-    down = _window(mask.any(axis=1), guess[1], reach[1])
+    across = _window(mask.max(axis=0), guess[0], reach[0])
+    down = _window(mask.max(axis=1), guess[1], reach[1])
     mask = mask[down, across]
     cells = guess.astype(np.float32) + _offsets()
     ys, xs = (np.arange(part.start, part.stop, dtype=np.float32) + 0.5 for part in (down, across))
@@ -153,7 +153,7 @@ def _fit(region: _Region) -> tuple[str, float, list[float]]:
     return best, overlaps[best], [left, top, right, bottom]
 
 
-def _window(filled: NDArray[np.bool_], centre: float, reach: float) -> slice:
+def _window(filled: NDArray[np.float32], centre: float, reach: float) -> slice:
     """Rows or columns that are filled, or within ``reach`` of ``centre``."""
     places = np.flatnonzero(filled)
     first = min(int(places[0]), int(centre - reach))

@@ -124,8 +124,8 @@ def test_clip_cov_detaches_the_quarter_of_largest_covariance(spaces):
         for g in range(G):
             for k in range(K):
                 c[g, k, i] = (log_p[g, k, i] - log_p[:, :, i].mean()) * (pull[g, k] - pull.mean())
-    detached = c >= np.sort(c.flatten())[-int(0.25 * c.size)]
-    assert detached.sum() == int(0.25 * c.size)
+    detached = c >= np.sort(c.flatten())[-round(0.25 * c.size)]
+    assert detached.sum() == round(0.25 * c.size)
     assert ((shaped.weights.advantage == 0).numpy() == detached).all()
     for step in range(S):
         _, gradient = loss_and_gradient(shaped.weights, step)
@@ -287,7 +287,7 @@ def test_gardo_amplifies_unlike_good_images_and_holds_what_the_judges_do_not_sha
     share = shaped.state["gardo/share"]
     held = shaped.weights.kl_reference[..., 0].numpy()
     assert set(np.unique(held)) == {0, np.float32(0.3)}
-    assert (held > 0).sum() == int(share * G * K)
+    assert (held > 0).sum() == round(share * G * K)
     assert excess[held > 0].min() >= excess[held == 0].max()
 
 
