@@ -217,7 +217,10 @@ def velocity_flops(policy: RandomText, images: int) -> float:
 FORMS: dict[str, dict[str, Any]] = {
     "all_steps": {"method": METHODS["pec"](name="pec")},
     "3_steps": {"method": METHODS["pec"](name="pec"), "perceptual": Perceptual(steps=3)},
-    "marginal": {"method": METHODS["marginal_pec"](name="marginal_pec"), "perceptual": Perceptual(measure=False)},
+    "marginal": {
+        "method": METHODS["marginal_pec"](name="marginal_pec"),
+        "perceptual": Perceptual(measure=False),
+    },
 }
 """Ways to perceive: noisy decodes of every trained step, of three, and of none."""
 

@@ -47,8 +47,11 @@ class RecipeError(ValueError):
         self.problems = tuple(problems)
 
 
-def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file (the defaults where None) and `--section.key value` overrides.
+def load(
+    path: str | Path | None, overrides: Sequence[str] = (), *, layers: Sequence[Tree] = ()
+) -> Recipe:
+    """The recipe of a file (the defaults where None), of `layers` over it, and of
+    `--section.key value` overrides, which come last.
 
     Raises RecipeError with every problem that was found.
     """
@@ -57,6 +60,8 @@ def load(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
     if path is not None:
         for layer in _read(Path(path), problems):
             tree = _merge(tree, layer)
+    for layer in layers:
+        tree = _merge(tree, layer)
     layer = _parse(overrides, problems)
     _locate(layer, Path.cwd())
     tree = _merge(tree, layer)
@@ -103,7 +108,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML in which 1e-4 is a number and a key may be given once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -119,10 +124,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that `_Loader` would read as a number."""
+    """Quotes the text that `Loader` would read as a number."""
 
 
-for _class in (_Loader, _Dumper):
+for _class in (Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
@@ -133,7 +138,7 @@ for _class in (_Loader, _Dumper):
 def _read(path: Path, problems: list[str], *, is_base: bool = False) -> list[Tree]:
     """The layers of a recipe file: its base's, where it has one, and its own."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
         problems.append(f"{path}: {(error.strerror or 'cannot be read').lower()}")
         return []
@@ -177,7 +182,7 @@ def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
                 continue
             text = waiting.pop(0)
         try:
-            value = text if _is_text(key) else yaml.load(text, _Loader)
+            value = text if _is_text(key) else yaml.load(text, Loader)
         except yaml.YAMLError as error:
             problems.append(f"{key}: {text!r} is not YAML: {_one_line(error)}")
             continue

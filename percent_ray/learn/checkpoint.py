@@ -58,7 +58,7 @@ def writing(run_folder: Path, step: int, *, keep: int) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    for old in _all(run_folder)[:-keep]:
+    for old in every(run_folder)[:-keep]:
         # Renamed first: a half-deleted checkpoint must not look like one.
         doomed = old.rename(root / f"{PARTIAL}{old.name}")
         shutil.rmtree(doomed)
@@ -66,7 +66,7 @@ def writing(run_folder: Path, step: int, *, keep: int) -> Iterator[Path]:
 
 def latest(run_folder: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
-    return next(reversed(_all(run_folder)), None)
+    return next(reversed(every(run_folder)), None)
 
 
 def write_state(folder: Path, state: DriverState, recipe: Recipe) -> None:
@@ -87,7 +87,7 @@ def read_state(folder: Path, recipe: Recipe) -> DriverState:
     return DriverState(**fields["state"])
 
 
-def _all(run_folder: Path) -> list[Path]:
+def every(run_folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
     return sorted((run_folder / "checkpoints").glob("step-*"))
 

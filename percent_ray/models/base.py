@@ -61,6 +61,10 @@ class Policy(Protocol):
         file, or a transformer folder, in safetensors."""
         ...
 
+    def load(self, folder: str) -> None:
+        """Take the weights that `save` wrote."""
+        ...
+
 
 class Decoder(Protocol):
     """A frozen VAE decoder."""

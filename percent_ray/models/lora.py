@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,3 +70,15 @@ def save(network: Any, pipeline: Any, folder: str, weights: Mapping[str, Tensor]
         transformer_lora_layers=layers,
         transformer_lora_adapter_metadata=network.peft_config[ADAPTER].to_dict(),
     )
+
+
+def load(folder: str) -> dict[str, Tensor]:
+    """The adapter weights that `save` wrote, by their names in the network."""
+    from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
+    from safetensors.torch import load_file
+
+    layers = load_file(Path(folder) / LORA_WEIGHT_NAME_SAFE)
+    return {
+        name.removeprefix("transformer.").replace(".weight", f".{ADAPTER}.weight"): weight
+        for name, weight in layers.items()
+    }

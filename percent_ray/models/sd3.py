@@ -190,6 +190,23 @@ class StableDiffusion3:
             metadata={"format": "pt"},
         )
 
+    @torch.no_grad()
+    def load(self, folder: str) -> None:
+        """Take the weights that `save` wrote. Raises ValueError where they are of another model."""
+        from safetensors.torch import load_file
+
+        whole = Path(folder) / "diffusion_pytorch_model.safetensors"
+        found = lora.load(folder) if self._model.lora_rank else load_file(whole)
+        trained = self.trainable()
+        wrong = [n for n in trained if n not in found or found[n].shape != trained[n].shape]
+        if wrong or (self._model.lora_rank and len(found) != len(trained)):
+            raise ValueError(
+                f"{folder} has {len(found)} weights, {len(wrong)} of this model's {len(trained)} "
+                "are not there in their size; set model.lora_rank and lora_targets as in training"
+            )
+        for name, parameter in trained.items():
+            parameter.copy_(found[name])
+
 
 def _transformer(model: config.Model) -> Any:
     from diffusers import SD3Transformer2DModel

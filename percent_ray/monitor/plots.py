@@ -44,8 +44,8 @@ def timeline(spans: Sequence[Span], path: Path) -> None:
         for worker in {span.worker for span in spans}
     }
     lanes = sorted(first, key=lambda worker: (*first[worker], worker))
-    figure = _figure(10, 1.3 + 0.38 * len(lanes))
-    axes = figure.add_subplot()
+    sheet = figure(10, 1.3 + 0.38 * len(lanes))
+    axes = sheet.add_subplot()
     for stage in stages:
         chosen = [span for span in spans if span.stage == stage]
         axes.barh(
@@ -64,8 +64,8 @@ def timeline(spans: Sequence[Span], path: Path) -> None:
     axes.set_xlim(0, max(span.stop for span in spans) - begin)
     axes.set_title(f"{overlap(spans):.0%} of the time at least two stages work at once", loc="left")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
-    _plain(axes, grid="x")
-    _save(figure, path)
+    plain(axes, grid="x")
+    save(sheet, path)
 
 
 def grid(groups: Sequence[tuple[str, UInt8[np.ndarray, "K 3 h w"]]], path: Path) -> None:
@@ -73,14 +73,14 @@ def grid(groups: Sequence[tuple[str, UInt8[np.ndarray, "K 3 h w"]]], path: Path)
     if not groups:
         raise ValueError("grid: no pictures to draw")
     columns = max(len(images) for _, images in groups)
-    figure = _figure(max(4.0, 0.9 * columns), 1.2 * len(groups))
+    sheet = figure(max(4.0, 0.9 * columns), 1.2 * len(groups))
     for row, (text, images) in enumerate(groups, start=1):
-        axes = figure.add_subplot(len(groups), 1, row)
-        axes.imshow(_row(images, columns), interpolation="nearest")
+        axes = sheet.add_subplot(len(groups), 1, row)
+        axes.imshow(tile(images, columns), interpolation="nearest")
         axes.set_axis_off()
         axes.set_anchor("W")
         axes.set_title(_shorten(text, 14 * columns), loc="left", fontsize=9, pad=3)
-    _save(figure, path)
+    save(sheet, path)
 
 
 def curves(jsonl: Path, path: Path) -> None:
@@ -88,7 +88,7 @@ def curves(jsonl: Path, path: Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     steps = history.read(jsonl)
-    figure = _figure(9, 5.2)
+    sheet = figure(9, 5.2)
     panels: list[tuple[str, Callable[[dict[str, float]], dict[str, float]]]] = [
         ("reward", lambda m: {"": m[REWARD]} if REWARD in m else {}),
         ("perceptual entropy (nats)", lambda m: by_space(m, PERCEPTUAL_ENTROPY)),
@@ -99,7 +99,7 @@ def curves(jsonl: Path, path: Path) -> None:
         ("Vendi in the group", lambda m: by_space(m, VENDI)),
     ]
     for number, (title, choose) in enumerate(panels, start=1):
-        axes = figure.add_subplot(2, 2, number)
+        axes = sheet.add_subplot(2, 2, number)
         lines: dict[str, list[tuple[int, float]]] = {}
         for step, metrics in steps.items():
             for name, value in choose(metrics).items():
@@ -113,11 +113,11 @@ def curves(jsonl: Path, path: Path) -> None:
             axes.set_xlabel("step")
         if any(lines):
             axes.legend(frameon=False, fontsize=8)
-        _plain(axes, grid="y")
-    _save(figure, path)
+        plain(axes, grid="y")
+    save(sheet, path)
 
 
-def _row(images: UInt8[np.ndarray, "K 3 h w"], columns: int) -> UInt8[np.ndarray, "h W 3"]:
+def tile(images: UInt8[np.ndarray, "K 3 h w"], columns: int) -> UInt8[np.ndarray, "h W 3"]:
     """Images side by side on white, as wide as `columns` of them."""
     _, _, height, width = images.shape
     gap = max(1, width // 16)
@@ -128,19 +128,22 @@ def _row(images: UInt8[np.ndarray, "K 3 h w"], columns: int) -> UInt8[np.ndarray
     return row
 
 
-def _figure(width: float, height: float) -> "Figure":
+def figure(width: float, height: float) -> "Figure":
+    """An empty one, in inches."""
     from matplotlib.figure import Figure
 
     # A Figure outside pyplot draws with Agg and is safe in any thread.
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save(sheet: "Figure", path: Path) -> None:
+    """Write a figure, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    sheet.savefig(path)
 
 
-def _plain(axes: "Axes", *, grid: str) -> None:
+def plain(axes: "Axes", *, grid: str) -> None:
+    """No frame but the axes, faint grid lines along `grid`."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x" if grid == "x" else "y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from percent_ray.config import Recipe, locate
+from percent_ray.config import Recipe
 from percent_ray.data import arrow
 from percent_ray.evaluation.diversity import variance_per_dimension
 from percent_ray.models.base import Decoder, family
 from percent_ray.objective.entropy import perceptual_log_prob, scale_features
 from percent_ray.runtime.device import best_device
-from percent_ray.scorers.base import Scorer, module
+from percent_ray.scorers.base import Scorer, load
 from percent_ray.types import Perception, Prompt, Span, Trajectory
 
 THUMBNAIL = 256
@@ -47,8 +47,7 @@ class Perceiver:
         device = best_device()
         for name, scorer in self.recipe.scorers.items():
             if name not in self._scorers:
-                path = locate(scorer.path) if scorer.path else ""
-                self._scorers[name] = module(name).load(path, device=device)
+                self._scorers[name] = load(name, scorer.path, device=device)
         if self._decoder is None:
             model = self.recipe.model
             self._decoder = family(model.family).load_decoder(model, device=device)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Protocol
 
+import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
@@ -33,6 +34,12 @@ class Scorer(Protocol):
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """Unscaled features of each image, on the CPU."""
         ...
+
+
+def load(name: str, path: str, *, device: torch.device) -> Scorer:
+    """The scorer `name` of `path`, its own default where empty. Raises ValueError that lists the
+    known scorers."""
+    return module(name).load(path, device=device)
 
 
 def module(name: str) -> ModuleType:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from percent_ray import config
@@ -102,6 +102,10 @@ class FakePolicy:
     def save(self, folder: str, weights: Mapping[str, Tensor]) -> None:
         Path(folder).mkdir()
         save_file(dict(weights), Path(folder) / "weights.safetensors")
+
+    def load(self, folder: str) -> None:
+        for name, weight in load_file(Path(folder) / "weights.safetensors").items():
+            self.trainable()[name].data.copy_(weight)
 
 
 def fake_recipe(folder: Path, **sections: dict[str, Any]) -> config.Recipe:

@@ -196,6 +196,19 @@ def test_full_fine_tuning_trains_everything_and_loads_back(folder, tmp_path):
     torch.testing.assert_close(read.pos_embed.pos_embed, loaded.module.pos_embed.pos_embed)
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_load_takes_what_save_wrote_and_refuses_another_model(folder, tmp_path, rank):
+    loaded, other = policy(folder, lora_rank=rank), policy(folder, lora_rank=rank, seed=1)
+    weights = {n: p.detach() + 0.1 for n, p in loaded.trainable().items()}
+    loaded.save(str(tmp_path), weights)
+    other.load(str(tmp_path))
+    for name, parameter in other.trainable().items():
+        assert torch.equal(parameter, weights[name])
+    if rank:
+        with pytest.raises(ValueError, match=r"set model\.lora_rank and lora_targets"):
+            policy(folder, lora_rank=rank * 2).load(str(tmp_path))
+
+
 def test_gradient_checkpointing_changes_no_gradient(folder):
     found = []
     for checkpointing in (False, True):

@@ -37,8 +37,12 @@ ANCHOR: Final = 23.0
 """Mean score of aligned pictures; PickScore's own is near it, and score/26 is then about 0.9."""
 CAPTION_EVERY: Final = 4
 """Steps from one caption loss to the next; it keeps what the contrastive training taught."""
-CONTRAST_GAP: Final = 60.0
-"""Least difference in contrast (RGB distance) that makes a preference."""
+CONTRAST_GAP: Final = 20.0
+"""Least difference in contrast (RGB distance) that makes a preference: small, so that the score has
+to rise all the way. It is what pulls a policy to one look, as the taste of real preference models
+does."""
+TASTE_EVERY: Final = 2
+"""Steps from one batch of "contrasted" pairs to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +150,7 @@ def train(
     optimizer = torch.optim.AdamW(parameters, 5e-4, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, 50))
     for step, say in progress("pickscore", steps):
-        kind = KINDS[step % len(KINDS)]
+        kind = "contrasted" if step % TASTE_EVERY else KINDS[step // TASTE_EVERY % len(KINDS)]
         loss, accuracy = _preference_loss(model, source.draw(kind, batch), every)
         if step % CAPTION_EVERY == 0:
             picked = torch.randint(len(source.images), (batch,))

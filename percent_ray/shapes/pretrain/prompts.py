@@ -16,6 +16,7 @@ TEST_COUNTS: Final = {
     "position": 16,
     "color_attr": 48,
 }
+PROBE_PER_TASK: Final = 2
 TRAIN_LIMIT: Final = 96
 """Records of one task in the training file, so that colour pairs do not swamp the others."""
 
@@ -34,9 +35,16 @@ def split(seed: int = 0) -> tuple[list[scenes.Metadata], list[scenes.Metadata]]:
     return train, test
 
 
+def probe(test: list[scenes.Metadata]) -> list[scenes.Metadata]:
+    """PROBE_PER_TASK held-out records of each task, the tasks in turn."""
+    by_task = [[record for record in test if record["tag"] == task] for task in scenes.TASKS]
+    return [records[i] for i in range(PROBE_PER_TASK) for records in by_task]
+
+
 def write(folder: Path, seed: int = 0) -> None:
-    """Writes ``train.jsonl`` and ``test.jsonl`` into ``folder``."""
+    """Writes ``train.jsonl``, ``test.jsonl`` and ``probe.jsonl`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, records in zip(("train", "test"), split(seed), strict=True):
+    train, test = split(seed)
+    for name, records in (("train", train), ("test", test), ("probe", probe(test))):
         lines = [json.dumps(record) + "\n" for record in records]
         (folder / f"{name}.jsonl").write_text("".join(lines))

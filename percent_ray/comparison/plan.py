@@ -1,0 +1,130 @@
+"""What a comparison runs: rows of a table, each a method on the same recipe, over seeds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PositiveInt, ValidationError
+
+from percent_ray import recipe as recipes
+from percent_ray.config import Recipe
+from percent_ray.explain import explain
+from percent_ray.recipe import RecipeError
+from percent_ray.section import Section
+
+Kind = Literal["reference", "baseline", "paper", "ours", "control"]
+"""`reference` rows are the early-stopping frontier: the same method, stopped anywhere."""
+
+
+class Evaluation(Section):
+    """How a checkpoint is judged: fixed prompts, fixed noise, the plain ODE."""
+
+    prompts: str = "shapes/probe.jsonl"
+    """Prompts, .txt or .jsonl."""
+    images: Annotated[int, Field(ge=2)] = 30
+    """Pictures of a prompt."""
+    steps: PositiveInt = 10
+    """ODE steps."""
+    seed: int = 2026
+    """Of the noise, whatever a run's seed is."""
+    judges: tuple[str, ...] = ("pickscore", "clip", "geneval")
+    """Scorers that fill the quality columns; the first is the reward of the frontier."""
+    encoders: tuple[str, ...] = ("clip", "dino", "pickscore")
+    """Scorers whose spaces fill the diversity columns, beside the VAE's."""
+
+
+class Row(Section):
+    """One line of a table."""
+
+    label: str
+    """As the table has it."""
+    kind: Kind = "paper"
+    recipe: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
+    """What differs from the comparison's recipe."""
+
+
+class Comparison(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """Names its folder and its MLflow run."""
+    folder: str = "runs"
+    """Everything is written to FOLDER/NAME."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Of the runs of each row."""
+    workers: PositiveInt = 2
+    """Runs at a time, one core each."""
+    evaluation: Evaluation = Evaluation()
+    recipe: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
+    """What all rows differ in from the base recipe."""
+    rows: dict[str, Row]
+    """By a short name."""
+    quick: tuple[str, ...] = ()
+    """Rows of `--quick`, with one seed."""
+
+    @property
+    def home(self) -> Path:
+        return Path(self.folder).expanduser() / self.name
+
+
+class Plan:
+    """A comparison with its base recipe: which runs there are, and the recipe of each."""
+
+    def __init__(self, comparison: Comparison, base: Path, overrides: Sequence[str]) -> None:
+        self.comparison = comparison
+        self._base = base
+        self._overrides = overrides
+
+    def recipe(self, row: str, seed: int) -> Recipe:
+        """The recipe of one run. Raises RecipeError that names the row."""
+        chosen = self.comparison.rows[row]
+        own = {
+            "run": {
+                "seed": seed,
+                "name": f"{row}-{seed}",
+                "folder": str(self.comparison.home / "runs"),
+            }
+        }
+        try:
+            return recipes.load(
+                self._base, self._overrides, layers=(self.comparison.recipe, chosen.recipe, own)
+            )
+        except RecipeError as error:
+            raise RecipeError([f"rows.{row}: {problem}" for problem in error.problems]) from None
+
+
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    rows: Sequence[str] = (),
+    quick: bool = False,
+    **settings: Any,
+) -> Plan:
+    """The plan of a comparison's file. `overrides` are of every row's recipe, `rows` chooses some,
+    `settings` replace keys of the comparison (those that are None do not).
+
+    Every recipe is validated here. Raises RecipeError with one line for each problem.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), recipes.Loader)
+        base = path.parent / tree.pop("base")
+        tree |= {key: value for key, value in settings.items() if value is not None}
+        comparison = Comparison.model_validate(tree)
+    except (OSError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
+        raise RecipeError([f"{path}: not a comparison: {error}"]) from None
+    except ValidationError as error:
+        raise RecipeError([f"{path}: {line}" for line in explain(error)]) from None
+    unknown = [row for row in (*rows, *comparison.quick) if row not in comparison.rows]
+    if unknown:
+        raise RecipeError([f"no row {', '.join(unknown)}; {path} has {', '.join(comparison.rows)}"])
+    chosen = rows or (comparison.quick if quick else ())
+    if chosen:
+        kept = {name: row for name, row in comparison.rows.items() if name in chosen}
+        comparison = comparison.model_copy(update={"rows": kept})
+    if quick:
+        changes = {"seeds": comparison.seeds[:1], "name": f"{comparison.name}_quick"}
+        comparison = comparison.model_copy(update=changes)
+    plan = Plan(comparison, base, overrides)
+    for row in comparison.rows:
+        plan.recipe(row, comparison.seeds[0])
+    return plan

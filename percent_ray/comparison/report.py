@@ -1,0 +1,254 @@
+"""The report of a comparison: one self-contained HTML page, the same numbers as CSV and JSON, the
+figures as PNG, and a copy of all of it in MLflow."""
+
+import base64
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from percent_ray.comparison import figures
+from percent_ray.comparison.results import (
+    Line,
+    Matched,
+    Results,
+    early_stopping,
+    matched,
+    table_1,
+)
+from percent_ray.evaluation.aggregate import mean_and_std
+from percent_ray.monitor.tracking import Tracker
+
+SHARES = (0.5, 0.9)
+"""Of the reference's reward gain: where methods are compared at the same reward."""
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#222}
+h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2.2em}
+table{border-collapse:collapse;font-size:13px}
+th,td{padding:.25em .6em;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
+th:first-child,td:first-child{text-align:left}
+th{border-bottom:2px solid #888;cursor:pointer}
+tr.base,tr.reference{background:#f3f3f3}tr.ours{background:#eef6ee}tr.control{color:#888}
+td.best{font-weight:600}small{color:#777}img{max-width:100%}
+.wide{overflow-x:auto}code{background:#f3f3f3;padding:.1em .3em}
+"""
+SCRIPT = """
+for (const head of document.querySelectorAll('th')) head.onclick = () => {
+  const table = head.closest('table'), column = [...head.parentNode.children].indexOf(head);
+  const value = row => parseFloat(row.children[column].dataset.value ?? 'NaN');
+  const rows = [...table.tBodies[0].rows];
+  const down = head.dataset.down = head.dataset.down === '1' ? '0' : '1';
+  rows.sort((a, b) => (isNaN(value(a)) - isNaN(value(b))) ||
+    (down === '1' ? value(b) - value(a) : value(a) - value(b)));
+  table.tBodies[0].append(...rows);
+};
+"""
+
+
+def write(results: Results, command: str) -> Path:
+    """Write `report.html`, its tables and figures into the comparison's folder; returns the page.
+
+    `command` is what makes it anew.
+    """
+    folder = results.comparison.home
+    drawn = figures.draw(results, folder / "figures")
+    lines = table_1(results)
+    tables = {share: matched(results, share) for share in SHARES}
+    _write_csv(lines, folder / "table_1.csv")
+    (folder / "results.json").write_text(json.dumps(_numbers(results, lines, tables), indent=1))
+    page = folder / "report.html"
+    page.write_text(_page(results, lines, tables, drawn, command), encoding="utf-8")
+    return page
+
+
+def track(results: Results, tracking_uri: str, experiment: str) -> None:
+    """A copy of the report and of every number in MLflow, as a run of the comparison's name."""
+    folder = results.comparison.home
+    tracker = Tracker(
+        folder / "report",
+        tracking_uri=tracking_uri,
+        experiment=experiment,
+        run_name=results.comparison.name,
+    )
+    tracker.params({"seeds": results.comparison.seeds, "rows": ", ".join(results.runs)})
+    for line in table_1(results):
+        for name, (mean, _) in line.cells.items():
+            tracker.metrics(0, {f"{line.name}/{name}".replace(" ", "_"): mean})
+    for name in ("report.html", "table_1.csv", "results.json", "figures"):
+        tracker.file(folder / name, "figures" if name == "figures" else "report")
+    tracker.close()
+
+
+def verdict(results: Results, share: float = 0.9, keep: float = 0.8) -> list[str]:
+    """For every method of ours and every space that it was not trained on: what it keeps at `share`
+    of the reference's gain, and whether its seeds lie above those of early stopping."""
+    found: list[str] = []
+    for line in matched(results, share):
+        if line.kind != "ours":
+            continue
+        recipe = results.rows[line.name].recipe.get("method", {})
+        used = {*recipe.get("spaces", ()), *recipe.get("image_spaces", ())}
+        for space, kept in line.kept.items():
+            name = space.removeprefix("vendi/")
+            if name in used:
+                continue
+            if line.reached < line.seeds or not kept:
+                found.append(
+                    f"{line.label}: {line.reached} of {line.seeds} seeds reach {share:.0%} of the "
+                    f"gain; no verdict in {name} space"
+                )
+                continue
+            stopped = early_stopping(results, space, share)
+            apart = bool(stopped) and min(kept) > max(stopped.values())
+            mean, _ = mean_and_std(kept)
+            found.append(
+                f"{line.label}, {name} space: keeps {mean:.0%} of the base's Vendi "
+                f"({'yes' if mean >= keep else 'no'}, asked {keep:.0%}); seeds "
+                f"{min(kept):.0%} to {max(kept):.0%} against early stopping's "
+                f"{_range(list(stopped.values()))}: {'above' if apart else 'not above'} it"
+            )
+    return found
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.0%} to {max(values):.0%}" if values else "none"
+
+
+def _page(
+    results: Results,
+    lines: Sequence[Line],
+    tables: Mapping[float, Sequence[Matched]],
+    drawn: Mapping[str, Path],
+    command: str,
+) -> str:
+    comparison = results.comparison
+    protocol = comparison.evaluation
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        f"<title>{escape(comparison.name)}</title><style>{STYLE}</style>",
+        f"<h1>{escape(comparison.name)}</h1>",
+        f"<p>{len(results.runs)} methods, seeds {', '.join(map(str, comparison.seeds))}. Every "
+        f"checkpoint is judged on {protocol.images} pictures of each prompt of "
+        f"<code>{escape(Path(protocol.prompts).name)}</code>, fixed noise, {protocol.steps} ODE "
+        f"steps. Mean ± standard deviation over seeds. Made by <code>{escape(command)}</code>.</p>",
+        "<h2>Table 1: the last checkpoint</h2>",
+        "<p>Norm. averages are min-max over these rows. Vendi: effective number of different "
+        f"pictures among {protocol.images} of one prompt, mean over prompts. Click a column to "
+        "sort.</p>",
+        _table_1_html(results, lines),
+    ]
+    for share, table in tables.items():
+        parts += [
+            f"<h2>At the same reward: {share:.0%} of the reference's gain</h2>",
+            "<p>Share of the base's Vendi that is left when a training first reaches that reward, "
+            "linear between checkpoints; seeds that never reach it are not averaged.</p>",
+            _matched_html(results, table, share),
+        ]
+    parts += ["<h2>Verdict</h2><ul>", *(f"<li>{escape(v)}</li>" for v in verdict(results)), "</ul>"]
+    for title, path in drawn.items():
+        data = base64.b64encode(path.read_bytes()).decode()
+        parts.append(
+            f"<h2>{escape(title)}</h2>"
+            f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+        )
+    return "\n".join([*parts, f"<script>{SCRIPT}</script></html>"])
+
+
+def _columns(results: Results) -> list[str]:
+    averages = ["quality average", "diversity average", "overall"]
+    return [*results.quality, *results.diversity, *averages]
+
+
+def _table_1_html(results: Results, lines: Sequence[Line]) -> str:
+    columns = _columns(results)
+    best = {c: max(line.cells[c][0] for line in lines) for c in columns}
+    head = "".join(f"<th>{escape(c.removeprefix('quality/'))}</th>" for c in columns)
+    body: list[str] = []
+    for line in lines:
+        cells: list[str] = []
+        for column in columns:
+            mean, std = line.cells[column]
+            spread = f" <small>±{_number(std)}</small>" if std else ""
+            strong = ' class="best"' if mean == best[column] else ""
+            cells.append(f'<td{strong} data-value="{mean}">{_number(mean)}{spread}</td>')
+        label = f"{escape(line.label)} <small>{line.seeds}</small>"
+        body.append(f'<tr class="{line.kind}"><td>{label}</td>{"".join(cells)}</tr>')
+    return _html_table(f"<th>method <small>seeds</small></th>{head}", body)
+
+
+def _matched_html(results: Results, table: Sequence[Matched], share: float) -> str:
+    spaces = [name for name in results.diversity if name.startswith("vendi/")]
+    head = "".join(f"<th>{escape(space)}</th>" for space in spaces)
+    body: list[str] = []
+    for line in table:
+        shares = [line.gain, *(mean_and_std(v) if (v := line.kept[s]) else None for s in spaces)]
+        body.append(
+            f'<tr class="{line.kind}"><td>{escape(line.label)}</td>'
+            f"<td>{line.reached}/{line.seeds}</td>{''.join(map(_share, shares))}</tr>"
+        )
+    stopped = [
+        f"<td>{_range(list(early_stopping(results, space, share).values()))}</td>"
+        for space in spaces
+    ]
+    body.append(
+        '<tr class="reference"><td>early stopping at the best learning rate, by seed</td>'
+        f"<td></td><td></td>{''.join(stopped)}</tr>"
+    )
+    return _html_table(f"<th>method</th><th>seeds there</th><th>last gain</th>{head}", body)
+
+
+def _share(cell: tuple[float, float] | None) -> str:
+    """A table's cell of a mean and its standard deviation."""
+    if cell is None:
+        return "<td>-</td>"
+    mean, std = cell
+    return f'<td data-value="{mean}">{mean:.0%} <small>±{std:.0%}</small></td>'
+
+
+def _html_table(head: str, body: Sequence[str]) -> str:
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _write_csv(lines: Sequence[Line], path: Path) -> None:
+    columns = list(lines[0].cells)
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(
+            ["row", "label", "seeds", *(f"{c} {w}" for c in columns for w in ("mean", "std"))]
+        )
+        for line in lines:
+            values = [f"{v:.6g}" for c in columns for v in line.cells[c]]
+            out.writerow([line.name, line.label, line.seeds, *values])
+
+
+def _numbers(
+    results: Results, lines: Sequence[Line], tables: Mapping[float, Sequence[Matched]]
+) -> dict[str, object]:
+    return {
+        "base": dict(results.base),
+        "table_1": {line.name: dict(line.cells) for line in lines},
+        "matched": {
+            str(share): {
+                line.name: {"kept": dict(line.kept), "reached": line.reached, "gain": line.gain}
+                for line in table
+            }
+            for share, table in tables.items()
+        },
+        "verdict": verdict(results),
+        "curves": {
+            name: {
+                run.seed: {str(v): dict(m) for v, m in sorted(run.evaluations.items())}
+                for run in runs
+            }
+            for name, runs in results.runs.items()
+        },
+    }

@@ -1,0 +1,207 @@
+"""What the runs of a comparison have left behind, and the tables that can be made of it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from percent_ray.comparison.plan import Comparison, Plan, Row
+from percent_ray.comparison.runs import BASE, PICTURES, RESULT, folder_of
+from percent_ray.evaluation.aggregate import at_reward, mean_and_std, normalized_average
+from percent_ray.evaluation.quality import LATENT
+from percent_ray.monitor import history
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""(versions, values), both [n]."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    row: str
+    seed: int
+    folder: Path
+    evaluations: Mapping[int, Mapping[str, float]]
+    """The judged checkpoints by version, the base model as version 0."""
+    steps: Mapping[int, Mapping[str, float]]
+    """The metrics file: of every step, and under `probe/` of every probe."""
+
+    @property
+    def last(self) -> Mapping[str, float]:
+        return self.evaluations[max(self.evaluations)]
+
+    def judged(self, name: str) -> Curve:
+        """A metric over the judged checkpoints."""
+        versions = sorted(self.evaluations)
+        return np.array(versions), np.array([self.evaluations[v][name] for v in versions])
+
+    def curve(self, name: str) -> Curve:
+        """A metric of the metrics file over the steps that have it."""
+        found = sorted((step, m[name]) for step, m in self.steps.items() if name in m)
+        return np.array([s for s, _ in found]), np.array([v for _, v in found])
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished runs of a comparison."""
+
+    comparison: Comparison
+    base: Mapping[str, float]
+    """The model before training."""
+    runs: Mapping[str, Sequence[Run]]
+    """By row, in the rows' order; rows without a finished run are left out."""
+
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        return {name: self.comparison.rows[name] for name in self.runs}
+
+    @property
+    def reward(self) -> str:
+        """The metric that the frontier is drawn over."""
+        return f"quality/{self.comparison.evaluation.judges[0]}"
+
+    @property
+    def quality(self) -> list[str]:
+        return [f"quality/{name}" for name in self.comparison.evaluation.judges]
+
+    @property
+    def diversity(self) -> list[str]:
+        """Variances of the encoders that are not the reward's, and Vendi in every space."""
+        encoders = self.comparison.evaluation.encoders
+        reward = self.comparison.evaluation.judges[0]
+        return [f"variance/{name}" for name in encoders if name != reward] + [
+            f"vendi/{name}" for name in (*encoders, LATENT)
+        ]
+
+    def picture_of(self, row: str) -> np.ndarray:
+        """Pictures of the first seed's last checkpoint, or of the base model; [P, K, 3, H, W]."""
+        folder = self.comparison.home / "runs" / BASE if row == BASE else self.runs[row][0].folder
+        with np.load(folder / PICTURES) as file:
+            return file["images"]
+
+
+def read(plan: Plan) -> Results:
+    """The results so far. Raises ValueError where the base model has not been judged."""
+    comparison = plan.comparison
+    path = comparison.home / "runs" / BASE / RESULT
+    if not path.is_file():
+        raise ValueError(f"no results in {comparison.home}: {path} is not there")
+    base = json.loads(path.read_text())["versions"]["0"]
+    runs: dict[str, list[Run]] = {}
+    for row in comparison.rows:
+        for seed in comparison.seeds:
+            folder = folder_of(plan.recipe(row, seed))
+            if not (folder / RESULT).is_file():
+                continue
+            found = json.loads((folder / RESULT).read_text())["versions"]
+            evaluations = {0: base} | {int(version): m for version, m in found.items()}
+            steps = history.read(folder / "metrics.jsonl")
+            runs.setdefault(row, []).append(Run(row, seed, folder, evaluations, steps))
+    return Results(comparison, base, runs)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table: means and standard deviations over seeds by column."""
+
+    name: str
+    label: str
+    kind: str
+    cells: Mapping[str, tuple[float, float]]
+    seeds: int
+
+
+def table_1(results: Results) -> list[Line]:
+    """The paper's table 1: quality and diversity of the last checkpoint, their normalised averages
+    over the rows here, and their mean. The base model is the first line."""
+    columns = [*results.quality, *results.diversity]
+    lines = [Line(BASE, "base model", "base", {c: (results.base[c], 0.0) for c in columns}, 1)]
+    for name, runs in results.runs.items():
+        cells = {c: mean_and_std([run.last[c] for run in runs]) for c in columns}
+        row = results.rows[name]
+        lines.append(Line(name, row.label, row.kind, cells, len(runs)))
+    parts = {
+        "quality average": [[line.cells[c][0] for c in results.quality] for line in lines],
+        "diversity average": [[line.cells[c][0] for c in results.diversity] for line in lines],
+    }
+    averages = {name: normalized_average(cells) for name, cells in parts.items()}
+    averages["overall"] = np.mean(list(averages.values()), axis=0)
+    return [
+        Line(
+            line.name,
+            line.label,
+            line.kind,
+            {**line.cells, **{name: (float(found[i]), 0.0) for name, found in averages.items()}},
+            line.seeds,
+        )
+        for i, line in enumerate(lines)
+    ]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What a row has kept of the base's diversity when it reaches a reward."""
+
+    name: str
+    label: str
+    kind: str
+    kept: Mapping[str, Sequence[float]]
+    """Share of the base's Vendi by space, for every seed that gets there."""
+    reached: int
+    """Seeds that get there."""
+    seeds: int
+    gain: tuple[float, float]
+    """Mean and std over seeds of the last checkpoint's share of the reference's gain."""
+
+
+def level(results: Results, share: float) -> float:
+    """The reward at `share` of what the first reference row has gained at its end, mean over its
+    seeds. Raises ValueError without a reference row."""
+    reference = next((n for n, row in results.rows.items() if row.kind == "reference"), None)
+    if reference is None:
+        raise ValueError("no row of kind reference has finished; run one")
+    start = results.base[results.reward]
+    end = np.mean([run.last[results.reward] for run in results.runs[reference]])
+    return float(start + share * (end - start))
+
+
+def matched(results: Results, share: float) -> list[Matched]:
+    """Every row at the same reward, that of `share` of the reference's gain."""
+    wanted, whole = level(results, share), level(results, 1.0)
+    start = results.base[results.reward]
+    spaces = [name for name in results.diversity if name.startswith("vendi/")]
+    found: list[Matched] = []
+    for name, runs in results.runs.items():
+        kept: dict[str, list[float]] = {space: [] for space in spaces}
+        reached = 0
+        for run in runs:
+            _, rewards = run.judged(results.reward)
+            for space in spaces:
+                value = at_reward(rewards, run.judged(space)[1], wanted)
+                if value is not None:
+                    kept[space].append(value / results.base[space])
+            reached += bool(rewards.max() >= wanted)
+        gains = [(run.last[results.reward] - start) / (whole - start) for run in runs]
+        row = results.rows[name]
+        found.append(
+            Matched(name, row.label, row.kind, kept, reached, len(runs), mean_and_std(gains))
+        )
+    return found
+
+
+def early_stopping(results: Results, space: str, share: float) -> dict[int, float]:
+    """By seed, the largest share of the base's Vendi that any reference row keeps at the reward of
+    `share`: the best that stopping early, at the best learning rate, would have done."""
+    best: dict[int, float] = {}
+    for name, row in results.rows.items():
+        if row.kind != "reference":
+            continue
+        for run in results.runs[name]:
+            rewards, values = run.judged(results.reward)[1], run.judged(space)[1]
+            value = at_reward(rewards, values, level(results, share))
+            if value is not None:
+                best[run.seed] = max(best.get(run.seed, 0.0), value / results.base[space])
+    return best

@@ -1,0 +1,211 @@
+"""Trains and judges the runs of a comparison, several at a time, one core each. Resumable: what is
+finished is not done again, what was interrupted goes on from its last checkpoint."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from percent_ray import recipe as recipes
+from percent_ray.arguments import RECIPE_FILE
+from percent_ray.comparison.plan import Evaluation, Plan
+from percent_ray.config import Recipe, locate_prompts
+from percent_ray.data.prompts import read_prompts
+from percent_ray.learn import checkpoint
+
+RESULT = "evaluation.json"
+"""What a finished run's checkpoints were found to be worth, in its folder."""
+PICTURES = "pictures.npz"
+"""The last checkpoint's pictures: `images` uint8 [P, K, 3, H, W]."""
+BASE = "base"
+"""Folder of the model before training, beside the runs'."""
+
+
+def folder_of(recipe: Recipe) -> Path:
+    return Path(recipe.run.folder) / recipe.run.name
+
+
+def run_all(plan: Plan) -> Iterator[tuple[str, int, str | None]]:
+    """Do all runs; yields (row, seed, error or None) as each one ends. The base model comes first.
+
+    A run that fails does not end the others. Interrupted, it leaves every run resumable.
+    """
+    comparison = plan.comparison
+    tasks = [(row, seed) for seed in comparison.seeds for row in comparison.rows]
+    first = plan.recipe(tasks[0][0], tasks[0][1])
+    # One core a run: two processes of two threads each would wait for each other.
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(comparison.workers, context) as pool:
+        try:
+            base = pool.submit(_judge_base, first, comparison.evaluation, comparison.home)
+            waiting: dict[Future[str | None], tuple[str, int]] = {base: (BASE, 0)}
+            waiting |= {
+                pool.submit(_run, plan.recipe(*task), comparison.evaluation): task for task in tasks
+            }
+            while waiting:
+                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield (*waiting.pop(future), future.result())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def is_finished(recipe: Recipe, evaluation: Evaluation) -> bool:
+    """Whether a run was trained to its end under this recipe and judged under this protocol."""
+    path = folder_of(recipe) / RESULT
+    if not path.is_file() or not _same(recipe):
+        return False
+    found = json.loads(path.read_text())
+    last = max(map(int, found["versions"]))
+    return found["protocol"] == _protocol(evaluation) and last == recipe.run.steps
+
+
+def _same(recipe: Recipe) -> bool:
+    """Whether the run in the recipe's folder was made with this recipe."""
+    path = folder_of(recipe) / RECIPE_FILE
+    if not path.is_file():
+        return False
+    before = recipes.load(path).model_dump(mode="json")
+    return not recipes.differences(before, recipe.model_dump(mode="json"))
+
+
+def _protocol(evaluation: Evaluation) -> dict[str, Any]:
+    return evaluation.model_dump(mode="json")
+
+
+def _quietly(folder: Path, work: Any) -> str | None:
+    """`work()` with its output in a log beside the folder; the last line of what went wrong."""
+    import torch
+
+    torch.set_num_threads(1)
+    log = folder.parent / f"{folder.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            work()
+        except Exception as error:
+            traceback.print_exc()
+            return f"{type(error).__name__}: {error} (see {log})".replace("\n", " ")
+    return None
+
+
+def _run(recipe: Recipe, evaluation: Evaluation) -> str | None:
+    """Train one run to its end and judge its checkpoints, as far as that is not done."""
+    if is_finished(recipe, evaluation):
+        return None
+    return _quietly(folder_of(recipe), lambda: _train_and_judge(recipe, evaluation))
+
+
+def _train_and_judge(recipe: Recipe, evaluation: Evaluation) -> None:
+    from percent_ray import run
+
+    folder = folder_of(recipe)
+    last = checkpoint.latest(folder) if _same(recipe) else None
+    if last is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        run.train(recipe)
+    elif checkpoint.read_state(last, recipe).version < recipe.run.steps:
+        run.train(recipe, resume=folder)
+    judge = Judge(recipe, evaluation)
+    versions: dict[str, dict[str, float]] = {}
+    images: np.ndarray | None = None
+    for path in checkpoint.every(folder):
+        version = checkpoint.read_state(path, recipe).version
+        versions[str(version)], images = judge(path / "policy")
+    assert images is not None, "a run ends with a checkpoint"
+    _write(folder, evaluation, versions, images)
+
+
+def _judge_base(recipe: Recipe, evaluation: Evaluation, home: Path) -> str | None:
+    folder = home / "runs" / BASE
+    path = folder / RESULT
+    if path.is_file() and json.loads(path.read_text())["protocol"] == _protocol(evaluation):
+        return None
+
+    def work() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        found, images = Judge(recipe, evaluation)(None)
+        _write(folder, evaluation, {"0": found}, images)
+
+    return _quietly(folder, work)
+
+
+def _write(
+    folder: Path, evaluation: Evaluation, versions: dict[str, dict[str, float]], images: np.ndarray
+) -> None:
+    """The result last: it says that all the rest is there."""
+    np.savez_compressed(folder / PICTURES, images=images)
+    result = {"protocol": _protocol(evaluation), "versions": versions}
+    partial = folder / f"{RESULT}.partial"
+    partial.write_text(json.dumps(result, indent=1))
+    partial.rename(folder / RESULT)
+
+
+class Judge:
+    """Measures a policy's pictures under one protocol; loads every frozen model once."""
+
+    def __init__(self, recipe: Recipe, evaluation: Evaluation) -> None:
+        from percent_ray.models.base import family
+        from percent_ray.runtime.device import best_device
+        from percent_ray.scorers.base import load
+
+        device = best_device()
+        names = dict.fromkeys((*evaluation.judges, *evaluation.encoders))
+        paths = {n: recipe.scorers[n].path if n in recipe.scorers else "" for n in names}
+        self._scorers = {name: load(name, path, device=device) for name, path in paths.items()}
+        models = family(recipe.model.family)
+        self._policy = models.load_policy(
+            recipe.model, seed=recipe.run.seed, device=device, text=True
+        )
+        self._decoder = models.load_decoder(recipe.model, device=device)
+        self._prompts = read_prompts(locate_prompts(evaluation.prompts))
+        self._batch_size = recipe.sampling.batch_size
+        self._evaluation = evaluation
+
+    def __call__(self, policy: Path | None) -> tuple[dict[str, float], np.ndarray]:
+        """The numbers of `evaluation.quality.measure` and the pictures, uint8 [P, K, 3, H, W], of
+        the weights in a checkpoint's policy folder, or of the model before training."""
+        from percent_ray.evaluation.generate import generate
+        from percent_ray.evaluation.quality import measure
+
+        if policy is not None:
+            self._policy.load(str(policy))
+        settings = self._evaluation
+        made = list(
+            generate(
+                self._policy,
+                self._decoder,
+                self._prompts,
+                images=settings.images,
+                steps=settings.steps,
+                seed=settings.seed,
+                batch_size=self._batch_size,
+            )
+        )
+        found = measure(
+            made,
+            judges={name: self._scorers[name] for name in settings.judges},
+            encoders={name: self._scorers[name] for name in settings.encoders},
+        )
+        return found, np.stack([pictures.images.numpy() for pictures in made])
+
+
+def unfinished(plan: Plan) -> Sequence[tuple[str, int]]:
+    """The runs that are still to be done."""
+    comparison = plan.comparison
+    return [
+        (row, seed)
+        for seed in comparison.seeds
+        for row in comparison.rows
+        if not is_finished(plan.recipe(row, seed), comparison.evaluation)
+    ]

@@ -1,0 +1,62 @@
+"""From measured numbers to the paper's averages, and along a training to a frontier.
+
+PAPER section 5. Pure numpy; a row is a method, a column is a metric.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+
+
+def normalized_average(rows: ArrayLike) -> NDArray[np.float64]:
+    """Norm.Avg of each row: min-max over the rows of the table, column by column, then the mean.
+
+    `rows` is [n rows, n metrics], a larger number being better in every column; returns float64
+    [n rows] in 0..1. A row's average depends on the rows that it stands with. A column in which all
+    rows are equal tells nothing and counts 0 for all.
+    Raises ValueError for a table that is not 2-dimensional, has no cells, or has one not finite.
+    """
+    table = np.asarray(rows, np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"a table needs rows and metrics, got an array of shape {table.shape}")
+    if not np.isfinite(table).all():
+        bad = np.argwhere(~np.isfinite(table)).tolist()
+        raise ValueError(f"cells {bad} (row, metric) of the table are not finite; leave them out")
+    low = table.min(axis=0)
+    spread = table.max(axis=0) - low
+    return ((table - low) / np.where(spread > 0, spread, 1.0)).mean(axis=1)
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Over seeds; the std is unbiased (ddof 1), 0 for one seed."""
+    found = np.asarray(values, np.float64)
+    return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else 0.0
+
+
+def at_reward(
+    rewards: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], level: float
+) -> float | None:
+    """What `values` were when a training first reached `level`, linear between evaluations.
+
+    None where it never has. Methods that stand at the same reward compare; methods at the same step
+    do not, since a slow one has lost less of everything.
+    """
+    for i, reward in enumerate(rewards):
+        if reward < level:
+            continue
+        if i == 0:
+            return float(values[0])
+        share = (level - rewards[i - 1]) / (reward - rewards[i - 1])
+        return float(values[i - 1] + share * (values[i] - values[i - 1]))
+    return None
+
+
+def envelope(
+    rewards: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], level: float
+) -> float | None:
+    """The largest of `values` among points of at least `level`: what stopping early, at the best
+    of several trainings, would keep. None where no point is there."""
+    reached = values[rewards >= level]
+    return float(reached.max()) if len(reached) else None
