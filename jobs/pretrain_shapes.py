@@ -6,9 +6,13 @@ import os
 import sys
 from pathlib import Path
 
-PARTS = ("prompts", "vae", "flow", "clip", "pickscore", "dino", "report")
-STEPS = {"vae": 3300, "flow": 16000, "clip": 1000, "pickscore": 2000, "dino": 1000}
-SEEDS = {"vae": 0, "flow": 0, "clip": 30, "pickscore": 40, "dino": 20}
+PARTS = ("prompts", "vae", "flow", "distill", "clip", "pickscore", "dino", "report")
+STEPS = {"vae": 3300, "flow": 16000, "distill": 1500, "clip": 1000, "pickscore": 3000, "dino": 1000}
+SEEDS = {"vae": 0, "flow": 0, "distill": 50, "clip": 30, "pickscore": 40, "dino": 20}
+
+
+GUIDANCE = 3.0
+"""Classifier-free guidance that is distilled into the flow model."""
 
 
 def parse() -> argparse.Namespace:
@@ -33,6 +37,11 @@ def train(part: str, weights: Path, seed: int, steps: int) -> None:
         return
     from importlib import import_module
 
+    if part == "distill":
+        from percent_ray.shapes.pretrain.flow import distill
+
+        distill(weights / "sd3", seed=seed, steps=steps, guidance=GUIDANCE)
+        return
     module = import_module(f"percent_ray.shapes.pretrain.{part}")
     folder = weights / ("sd3/vae" if part == "vae" else "sd3" if part == "flow" else part)
     module.train(folder, seed=seed, steps=steps)

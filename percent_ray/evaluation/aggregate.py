@@ -51,12 +51,3 @@ def at_reward(
         share = (level - rewards[i - 1]) / (reward - rewards[i - 1])
         return float(values[i - 1] + share * (values[i] - values[i - 1]))
     return None
-
-
-def envelope(
-    rewards: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], level: float
-) -> float | None:
-    """The largest of `values` among points of at least `level`: what stopping early, at the best
-    of several trainings, would keep. None where no point is there."""
-    reached = values[rewards >= level]
-    return float(reached.max()) if len(reached) else None

@@ -37,7 +37,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def pipe():
-    return report.load_pipeline(WEIGHTS / "sd3")
+    return flow.load(WEIGHTS / "sd3")
 
 
 @pytest.fixture(scope="module")

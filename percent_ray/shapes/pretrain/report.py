@@ -20,21 +20,12 @@ from percent_ray.shapes import scenes
 from percent_ray.shapes.detect import detect
 from percent_ray.shapes.pretrain import clip, dino, preferences, vae
 from percent_ray.shapes.pretrain.common import HELD_OUT_SEED, psnr, to_unit
-from percent_ray.shapes.pretrain.flow import T5_TOKENS
+from percent_ray.shapes.pretrain.flow import T5_TOKENS, load
 from percent_ray.shapes.pretrain.views import augment
 
 STEPS: Final = 20
 GUIDANCE: Final = 3.0
 """The ODE steps and the guidance at which the flow model is measured and meant to be used."""
-
-
-def load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
-    """The pipeline of ``folder`` in float32, without T5."""
-    pipe = StableDiffusion3Pipeline.from_pretrained(
-        folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def generate(
@@ -124,7 +115,7 @@ def measure(folder: Path, per_task: int = 100) -> dict[str, Any]:
         "clip": clip.retrieval(clip.image_features(words, one), clip.image_features(words, two)),
         "dino": clip.retrieval(dino.image_features(seer, one), dino.image_features(seer, two)),
     }
-    pipe = load_pipeline(folder / "sd3")
+    pipe = load(folder / "sd3")
     report["ode"] = {"steps": STEPS, "guidance": GUIDANCE}
     report["geneval"], images = geneval(pipe, per_task)
     columns = min(per_task, 16)

@@ -1,0 +1,119 @@
+"""A finished comparison on disk: rows whose reward and diversity follow given lines."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from percent_ray.comparison import plan as plans
+from percent_ray.comparison.plan import Plan
+from percent_ray.comparison.runs import BASE, PICTURES, RESULT
+from percent_ray.data.prompts import read_prompts
+from percent_ray.monitor.history import History
+
+BASE_REWARD, BASE_VENDI = 0.2, 8.0
+ROWS: dict[str, dict[str, Any]] = {
+    "flow_grpo": {"label": "Flow-GRPO", "kind": "reference"},
+    "slow": {"label": "Flow-GRPO, slow", "kind": "reference", "recipe": {"learner": {"lr": 1e-5}}},
+    "pec": {"label": "PEC", "recipe": {"method": {"name": "pec"}}},
+    "ours": {
+        "label": "marginal",
+        "kind": "ours",
+        "recipe": {"method": {"name": "marginal_pec", "image_spaces": ["pickscore"]}},
+    },
+}
+LINES = {
+    "flow_grpo": (0.010, 4.0),
+    "slow": (0.004, 1.0),
+    "pec": (0.010, 3.0),
+    "ours": (0.0095, 0.5),
+}
+"""Reward gained and Vendi lost over the run."""
+
+
+def build(folder: Path) -> Path:
+    """A comparison's file with its base recipe; nothing has been run."""
+    (folder / "prompts.txt").write_text("a red circle\na blue square\n")
+    recipe = {
+        "run": {"steps": 20, "checkpoint_every": 10},
+        "sampling": {"group_size": 4, "batch_size": 4},
+        "scorers": {"clip": {}, "dino": {}},
+        "learner": {"micro_batch": 2},
+        "data": {"prompts": "prompts.txt", "groups_per_step": 2},
+        "monitor": {"spaces": ["dino"]},
+    }
+    (folder / "base.yaml").write_text(yaml.safe_dump(recipe))
+    comparison = {
+        "base": "base.yaml",
+        "name": "compare",
+        "folder": str(folder / "out"),
+        "seeds": [1, 2],
+        "evaluation": {
+            "prompts": str(folder / "prompts.txt"),
+            "images": 4,
+            "judges": ["pickscore", "clip"],
+        },
+        "rows": ROWS,
+        "quick": ["flow_grpo", "pec"],
+    }
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(comparison, sort_keys=False))
+    return path
+
+
+def numbers(reward: float, vendi: float) -> dict[str, float]:
+    spaces = ("clip", "dino", "pickscore", "vae")
+    found = {"quality/pickscore": reward, "quality/clip": reward / 2}
+    found |= {f"vendi/{space}": vendi for space in spaces}
+    return found | {f"variance/{space}": vendi / 10 for space in spaces}
+
+
+def finish(plan: Plan) -> None:
+    """Write what the runs would have left behind."""
+    comparison = plan.comparison
+    protocol = comparison.evaluation.model_dump(mode="json")
+    count = len(read_prompts(comparison.evaluation.prompts))
+
+    def write(folder: Path, versions: dict[int, dict[str, float]]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        result = {"protocol": protocol, "versions": {str(v): m for v, m in versions.items()}}
+        (folder / RESULT).write_text(json.dumps(result))
+        np.savez(folder / PICTURES, images=np.zeros((count, 4, 3, 8, 8), np.uint8))
+
+    runs = comparison.home / "runs"
+    write(runs / BASE, {0: numbers(BASE_REWARD, BASE_VENDI)})
+    for row in comparison.rows:
+        gained, lost = LINES[row]
+        for seed in comparison.seeds:
+            folder = runs / f"{row}-{seed}"
+            shift = 0.02 * seed
+            at = {
+                v: numbers(BASE_REWARD + gained * v / 20, BASE_VENDI - (lost + shift) * v / 20)
+                for v in (10, 20)
+            }
+            write(folder, at)
+            history = History(folder / "metrics.jsonl")
+            for step in range(21):
+                history.append(step, probe(step, gained * step / 20))
+            history.close()
+
+
+def probe(step: int, gain: float) -> dict[str, float]:
+    found = {
+        "entropy/policy": 0.84,
+        "advantage/p_max": 0.2,
+        "advantage/p_min": 0.01,
+        "probe/reward/mean": BASE_REWARD + gain,
+        "probe/reward/std_in_group": 0.05,
+    }
+    for space in ("latent", "pixel", "clip", "dino", "pickscore"):
+        found[f"probe/diversity/variance_{space}"] = 2.0 - step / 20
+        found[f"probe/diversity/vendi_{space}"] = 4.0 - step / 20
+        found[f"probe/entropy/perceptual_{space}"] = 0.8 - gain
+    return found
+
+
+def load(folder: Path, **options: Any) -> Plan:
+    return plans.load(build(folder), **options)

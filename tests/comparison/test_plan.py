@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from percent_ray.comparison import plan as plans
+from percent_ray.recipe import RecipeError
+from tests.comparison import fabricated
+
+
+def test_a_rows_recipe_is_base_then_rows_then_overrides(tmp_path):
+    plan = plans.load(fabricated.build(tmp_path), ["--run.steps", "30"])
+    recipe = plan.recipe("ours", 2)
+    assert (recipe.method.name, recipe.run.seed, recipe.run.steps) == ("marginal_pec", 2, 30)
+    assert recipe.run.name == "ours-2"
+    assert Path(recipe.run.folder) == tmp_path / "out" / "compare" / "runs"
+    assert plan.recipe("flow_grpo", 1).method.name == "flow_grpo"
+
+
+def test_quick_is_some_rows_and_one_seed_in_a_folder_of_its_own(tmp_path):
+    comparison = fabricated.load(tmp_path, quick=True).comparison
+    assert list(comparison.rows) == ["flow_grpo", "pec"]
+    assert (comparison.seeds, comparison.name) == ((1,), "compare_quick")
+
+
+def test_settings_replace_keys_and_rows_choose(tmp_path):
+    comparison = fabricated.load(tmp_path, rows=["ours"], seeds=[7], workers=None).comparison
+    assert (list(comparison.rows), comparison.seeds, comparison.workers) == (["ours"], (7,), 2)
+
+
+def changed(folder: Path, **keys) -> Path:
+    path = fabricated.build(folder)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | keys))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"quick": [], "rows": {"a": {"label": "A", "recipe": {"learner": {"lrr": 1}}}}},
+            "rows.a: learner.lrr",
+        ),
+        ({"rows": {"a": {"labl": "A"}}}, "rows.a.label: missing"),
+        ({"quick": ["pecc"]}, "no row pecc"),
+        ({"base": "nowhere.yaml"}, "no such file"),
+        ({"workers": 0}, "workers: got 0, needs a number above 0"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_the_row(tmp_path, keys, message):
+    with pytest.raises(RecipeError, match=message) as caught:
+        plans.load(changed(tmp_path, **keys))
+    assert all("\n" not in problem for problem in caught.value.problems)

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from percent_ray.evaluation.diversity import feature_variance, vendi
+from percent_ray.evaluation.generate import Pictures, generate
+from percent_ray.evaluation.quality import measure
+from percent_ray.flow import noise, sampler
+from percent_ray.scorers.geneval import GenEval
+from percent_ray.types import Prompt
+from tests.learn.fake import FakePolicy
+
+PROMPTS = [Prompt("a red circle"), Prompt("a blue square")]
+
+
+class Halves:
+    """Decodes to a picture of the latent's signs."""
+
+    def decode(self, latents):
+        return (latents[:, :1].expand(-1, 3, -1, -1) > 0).to(torch.uint8) * 255
+
+
+def made(**changes):
+    options = {"images": 5, "steps": 3, "seed": 1, "batch_size": 2} | changes
+    return list(generate(FakePolicy(), Halves(), PROMPTS, **options))
+
+
+def test_pictures_are_the_ode_from_noise_by_ids_whatever_the_batches():
+    first, second = made()
+    policy = FakePolicy()
+    start = noise.group_noise(1, 1, range(5), noise.INITIAL, policy.latent_shape)
+    condition = policy.encode(["a blue square"])
+    expected = sampler.ode(
+        lambda x, sigma: policy.velocity(x, sigma, condition), start, policy.sigmas(3)
+    )
+    torch.testing.assert_close(second.latents, expected)
+    assert (first.prompt.text, first.images.shape) == ("a red circle", (5, 3, 4, 4))
+    again = made(batch_size=5)
+    torch.testing.assert_close(again[0].latents, first.latents)
+    assert not torch.equal(made(seed=2)[0].latents, first.latents)
+
+
+class Colour:
+    """Scores brightness; encodes mean colours."""
+
+    def score(self, images, prompts):
+        return images.float().mean((1, 2, 3)) / 255
+
+    def encode(self, images):
+        return images.float().mean((2, 3)) + 1
+
+
+def picture(seed, tag):
+    source = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 255, (6, 3, 4, 4), generator=source, dtype=torch.uint8)
+    metadata = {"tag": tag, "include": [{"class": "circle", "count": 1}]}
+    return Pictures(Prompt("p", metadata), images, torch.randn(6, 2, 4, 4, generator=source))
+
+
+def test_measures_are_means_over_prompts():
+    groups = [picture(0, "colors"), picture(1, "counting")]
+    found = measure(
+        groups, judges={"pickscore": Colour(), "clip": Colour()}, encoders={"dino": Colour()}
+    )
+    brightness = torch.stack([g.images.float().mean() / 255 for g in groups]).mean().item()
+    assert found["quality/clip"] == pytest.approx(brightness)
+    assert found["quality/pickscore"] == pytest.approx(0.26 * brightness), "score / 100"
+    features = [Colour().encode(g.images) for g in groups]
+    for name, function in (("vendi", vendi), ("variance", feature_variance)):
+        expected = sum(map(function, features)) / 2
+        assert found[f"{name}/dino"] == pytest.approx(expected)
+        latents = sum(function(g.latents.flatten(1)) for g in groups) / 2
+        assert found[f"{name}/vae"] == pytest.approx(latents)
+
+
+def test_geneval_is_the_official_verdict_by_task():
+    def detector(images, records):
+        right = [i % 3 == 0 for i in range(len(images))]
+        box = {"box": [0, 0, 2, 2], "score": 0.95, "color": "red"}
+        return [{"circle": [box] if ok else []} for ok in right]
+
+    found = measure(
+        [picture(0, "colors"), picture(1, "counting")],
+        judges={"geneval": GenEval(detector)},
+        encoders={},
+    )
+    for name in ("quality/geneval", "geneval/colors", "geneval/counting"):
+        assert found[name] == pytest.approx(1 / 3)
