@@ -4,9 +4,12 @@ import pytest
 import yaml
 
 from percent_ray import arguments, recipe
+from percent_ray.comparison import plan as plans
+from percent_ray.section import METHODS
 
 FOLDER = Path(__file__).parents[1] / "jobs" / "recipes"
-FILES = sorted(FOLDER.glob("*.yaml"))
+COMPARISONS = sorted(FOLDER.glob("compare_*.yaml"))
+FILES = sorted({*FOLDER.glob("*.yaml")} - {*COMPARISONS})
 
 
 def test_the_shipped_recipes_are_there():
@@ -39,6 +42,15 @@ def test_recipe_holds_only_differences_in_at_most_40_lines(path):
     usual = dict(recipe.flatten(below))
     for key, value in recipe.flatten(tree):
         assert usual.get(key) != value, f"{path.name}: {key} is {value} without this line"
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_every_row_of_a_comparison_is_a_recipe(path):
+    plan = plans.load(path)
+    assert plan.comparison.name == path.stem
+    names = {plan.recipe(row, 1).method.name for row in plan.comparison.rows}
+    assert names == set(METHODS), "every method has a row"
+    assert len(plans.load(path, quick=True).comparison.rows) > 1
 
 
 def test_without_arguments_it_is_the_embedded_pec_recipe_from_any_folder(monkeypatch, tmp_path):

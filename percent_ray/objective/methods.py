@@ -112,7 +112,15 @@ def pcvae(
     """PCVAE: so is the KL of perceptual and VAE space, which is to stay low (PAPER eqs. 16-21)."""
     weights, old = _omega(s, omega), s.log_prob.gather(2, _columns(s))
     values = [shaping.pcvae_values(s.log_p_perc[space], old, weights) for space in spaces]
-    return _entropic(s, values, strength, relative, native, shuffled)
+    shaped = _entropic(s, values, strength, relative, native, shuffled)
+    perceptual = torch.stack([shaping.pec_values(s.log_p_perc[k], weights) for k in spaces]).sum(0)
+    terms = torch.stack(values).sum(0).mean(-1), perceptual.mean(-1), old.mean(-1)
+    metrics = {
+        "shaping/correlation_with_pec": _correlation(terms[0], terms[1]),
+        "shaping/pec_std_in_group": terms[1].std(1, correction=0).mean().item(),
+        "shaping/log_prob_std_in_group": terms[2].std(1, correction=0).mean().item(),
+    }
+    return replace(shaped, metrics={**shaped.metrics, **metrics})
 
 
 def marginal_pec(
@@ -259,6 +267,13 @@ def _term_metrics(
         f"shaping/strength{suffix}": strength,
         f"shaping/term_std_in_group{suffix}": term.std(1, correction=0).mean().item(),
     }
+
+
+def _correlation(x: Float32[Tensor, "G K"], y: Float32[Tensor, "G K"]) -> float:
+    """Within groups, pooled; 0 where one of the two does not vary."""
+    a, b = (v.double() - v.double().mean(dim=1, keepdim=True) for v in (x, y))
+    scale = (a.square().sum() * b.square().sum()).sqrt()
+    return ((a * b).sum() / scale).item() if scale > 0 else 0.0
 
 
 def _omega(s: Signals, omega: Omega) -> Float32[Tensor, "G 1 N"]:

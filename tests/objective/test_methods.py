@@ -74,6 +74,19 @@ def test_native_forms_are_a_score_function_beside_the_reward(name):
         torch.testing.assert_close(shaped.weights.score[..., i], 0.2 * value * S / 2)
 
 
+def test_pcvae_says_how_much_of_its_term_is_pecs():
+    """PCVAE's term is PEC's plus the policy's log-prob, which hardly varies in a group."""
+    s = signals()
+    found = methods.pcvae(s).metrics
+    mine = (s.log_prob - s.log_p_perc["pickscore"]).mean(-1).double()
+    pecs = -s.log_p_perc["pickscore"].mean(-1).double()
+    a, b = (x - x.mean(1, keepdim=True) for x in (mine, pecs))
+    expected = (a * b).sum() / (a.norm() * b.norm())
+    assert found["shaping/correlation_with_pec"] == pytest.approx(expected.item(), rel=1e-5)
+    quiet = signals(log_prob=0.001 * s.log_prob)
+    assert methods.pcvae(quiet).metrics["shaping/correlation_with_pec"] > 0.999
+
+
 def test_entropy_reg_is_native_pec_or_the_policys_own_likelihood():
     s = signals()
     perceptual = methods.entropy_reg(s, spaces=("dino",), strength=0.2)

@@ -1,0 +1,66 @@
+"""Real runs of tiny models, in the processes of the pool."""
+
+import json
+
+import pytest
+import yaml
+
+from percent_ray import recipe as recipes
+from percent_ray.comparison import plan as plans
+from percent_ray.comparison import results, runs
+from tests.end_to_end import world as worlds
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    folder = worlds.build(tmp_path_factory.mktemp("world"))
+    recipe = worlds.recipe(folder, folder, backend="local")
+    (folder / "base.yaml").write_text(recipes.dump(recipe))
+    comparison = {
+        "base": "base.yaml",
+        "name": "tiny",
+        "folder": str(folder),
+        "seeds": [1],
+        "evaluation": {
+            "prompts": str(folder / "prompts.txt"),
+            "images": 3,
+            "steps": 2,
+            "judges": ["pickscore"],
+            "encoders": ["pickscore", "clip"],
+        },
+        "recipe": {"run": {"steps": 2, "checkpoint_every": 1, "keep_checkpoints": 9}},
+        "rows": {
+            "flow_grpo": {"label": "Flow-GRPO", "kind": "reference"},
+            "broken": {"label": "broken", "recipe": {"model": {"resolution": 17}}},
+        },
+    }
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(comparison, sort_keys=False))
+    return path
+
+
+@pytest.mark.slow
+def test_runs_are_trained_and_judged_once_and_go_on_where_they_stopped(path):
+    plan = plans.load(path)
+    assert runs.unfinished(plan) == [("flow_grpo", 1), ("broken", 1)]
+    ended = {(row, seed): error for row, seed, error in runs.run_all(plan)}
+    assert ended[("base", 0)] is None
+    assert ended[("flow_grpo", 1)] is None
+    assert "model.resolution 17 does not fit" in (ended[("broken", 1)] or "")
+    assert runs.unfinished(plan) == [("broken", 1)]
+
+    found = results.read(plan)
+    [run] = found.runs["flow_grpo"]
+    assert sorted(run.evaluations) == [0, 1, 2]
+    assert run.evaluations[1]["vendi/clip"] != run.evaluations[0]["vendi/clip"]
+    assert found.picture_of("base").shape == (3, 3, 3, 16, 16)
+
+    made = (run.folder / "checkpoints").stat().st_mtime_ns
+    longer = plans.load(path, ["--run.steps", "3"], rows=["flow_grpo"])
+    assert runs.unfinished(longer) == [("flow_grpo", 1)]
+    assert [error for *_, error in runs.run_all(longer)] == [None, None]
+    assert (run.folder / "checkpoints").stat().st_mtime_ns > made
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
+    trained = [line["step"] for line in lines if "time/step_s" in line["metrics"]]
+    assert trained == [0, 1, 2], "steps 0 and 1 were not trained again"
+    assert sorted(results.read(longer).runs["flow_grpo"][0].evaluations) == [0, 1, 2, 3]
