@@ -57,7 +57,7 @@ def main() -> None:
         )
         failed = [] if arguments.report else train(chosen, runs)
         found = results.read(chosen)
-        page = report.write(found, shlex.join(["python", *sys.argv]))
+        page = report.write(found, results.read(chosen, "s1"), shlex.join(["python", *sys.argv]))
         report.track(found, "", "percent_ray")
     except RecipeError as error:
         for problem in error.problems:

@@ -40,6 +40,8 @@ class Row(Section):
     label: str
     """As the table has it."""
     kind: Kind = "paper"
+    table: Literal["1", "s1"] = "1"
+    """Table 1 and the frontier, or GenEval's tasks (the paper's table S1)."""
     recipe: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
     """What differs from the comparison's recipe."""
 

@@ -16,6 +16,7 @@ from percent_ray.comparison.results import (
     early_stopping,
     matched,
     table_1,
+    table_s1,
 )
 from percent_ray.evaluation.aggregate import mean_and_std
 from percent_ray.monitor.tracking import Tracker
@@ -47,19 +48,22 @@ for (const head of document.querySelectorAll('th')) head.onclick = () => {
 """
 
 
-def write(results: Results, command: str) -> Path:
+def write(results: Results, geneval: Results, command: str) -> Path:
     """Write `report.html`, its tables and figures into the comparison's folder; returns the page.
 
-    `command` is what makes it anew.
+    `results` are those of table 1, `geneval` those of table S1; `command` is what makes it anew.
     """
     folder = results.comparison.home
     drawn = figures.draw(results, folder / "figures")
     lines = table_1(results)
     tables = {share: matched(results, share) for share in SHARES}
     _write_csv(lines, folder / "table_1.csv")
+    tasks = table_s1(geneval) if geneval.runs else []
+    if tasks:
+        _write_csv(tasks, folder / "table_s1.csv")
     (folder / "results.json").write_text(json.dumps(_numbers(results, lines, tables), indent=1))
     page = folder / "report.html"
-    page.write_text(_page(results, lines, tables, drawn, command), encoding="utf-8")
+    page.write_text(_page(results, lines, tables, tasks, drawn, command), encoding="utf-8")
     return page
 
 
@@ -120,6 +124,7 @@ def _page(
     results: Results,
     lines: Sequence[Line],
     tables: Mapping[float, Sequence[Matched]],
+    tasks: Sequence[Line],
     drawn: Mapping[str, Path],
     command: str,
 ) -> str:
@@ -137,7 +142,7 @@ def _page(
         "<p>Norm. averages are min-max over these rows. Vendi: effective number of different "
         f"pictures among {protocol.images} of one prompt, mean over prompts. Click a column to "
         "sort.</p>",
-        _table_1_html(results, lines),
+        _lines_html(lines, _columns(results)),
     ]
     for share, table in tables.items():
         parts += [
@@ -147,6 +152,12 @@ def _page(
             _matched_html(results, table, share),
         ]
     parts += ["<h2>Verdict</h2><ul>", *(f"<li>{escape(v)}</li>" for v in verdict(results)), "</ul>"]
+    if tasks:
+        parts += [
+            "<h2>Table S1: trained on GenEval's rules, by task</h2>",
+            "<p>Share of pictures that the official rules call right.</p>",
+            _lines_html(tasks, list(tasks[0].cells)),
+        ]
     for title, path in drawn.items():
         data = base64.b64encode(path.read_bytes()).decode()
         parts.append(
@@ -161,8 +172,7 @@ def _columns(results: Results) -> list[str]:
     return [*results.quality, *results.diversity, *averages]
 
 
-def _table_1_html(results: Results, lines: Sequence[Line]) -> str:
-    columns = _columns(results)
+def _lines_html(lines: Sequence[Line], columns: Sequence[str]) -> str:
     best = {c: max(line.cells[c][0] for line in lines) for c in columns}
     head = "".join(f"<th>{escape(c.removeprefix('quality/'))}</th>" for c in columns)
     body: list[str] = []

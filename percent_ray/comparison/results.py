@@ -83,15 +83,16 @@ class Results:
             return file["images"]
 
 
-def read(plan: Plan) -> Results:
-    """The results so far. Raises ValueError where the base model has not been judged."""
+def read(plan: Plan, table: str = "1") -> Results:
+    """The results so far of the rows of one table. Raises ValueError where the base model has not
+    been judged."""
     comparison = plan.comparison
     path = comparison.home / "runs" / BASE / RESULT
     if not path.is_file():
         raise ValueError(f"no results in {comparison.home}: {path} is not there")
     base = json.loads(path.read_text())["versions"]["0"]
     runs: dict[str, list[Run]] = {}
-    for row in comparison.rows:
+    for row in (name for name, row in comparison.rows.items() if row.table == table):
         for seed in comparison.seeds:
             folder = folder_of(plan.recipe(row, seed))
             if not (folder / RESULT).is_file():
@@ -139,6 +140,19 @@ def table_1(results: Results) -> list[Line]:
         )
         for i, line in enumerate(lines)
     ]
+
+
+def table_s1(results: Results) -> list[Line]:
+    """The paper's table S1: GenEval's tasks at the last checkpoint, the base model first."""
+    tasks = [name for name in results.base if name.startswith("geneval/")]
+    columns = ["quality/geneval", *tasks, "quality/pickscore", "vendi/dino", "vendi/clip"]
+    columns = [column for column in columns if column in results.base]
+    lines = [Line(BASE, "base model", "base", {c: (results.base[c], 0.0) for c in columns}, 1)]
+    for name, runs in results.runs.items():
+        cells = {c: mean_and_std([run.last[c] for run in runs]) for c in columns}
+        row = results.rows[name]
+        lines.append(Line(name, row.label, row.kind, cells, len(runs)))
+    return lines
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class VaeDecoder:
     """A `Decoder` (models/base.py) of an AutoencoderKL whose latents are shifted and scaled."""
 
     def __init__(self, vae: Any) -> None:
-        self._vae = vae
+        # The layout that convolutions are fastest in, on CPUs as on GPUs.
+        self._vae = vae.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "N C H W"]) -> UInt8[Tensor, "N 3 h w"]:

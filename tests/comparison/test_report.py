@@ -60,7 +60,7 @@ def test_the_verdict_leaves_out_the_spaces_that_were_trained_on(plan):
 
 def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     found = results.read(plan)
-    page = report.write(found, "python jobs/compare.py <x>")
+    page = report.write(found, results.read(plan, "s1"), "python jobs/compare.py <x>")
     text = page.read_text()
     assert 'src="data:image/png;base64,' in text
     assert text.count("<img ") == 8
@@ -85,4 +85,4 @@ def test_a_part_of_the_runs_makes_a_report_too(tmp_path):
     fabricated.finish(fabricated.load(tmp_path, rows=["flow_grpo"]))
     found = results.read(plan)
     assert list(found.runs) == ["flow_grpo"]
-    assert report.write(found, "x").is_file()
+    assert report.write(found, results.read(plan, "s1"), "x").is_file()

@@ -120,8 +120,8 @@ def test_latents_are_about_unit_normal(pipe):
 
 
 def test_preferences_are_right_on_held_out_pairs(pipe, ranker):
-    source = preferences.PairSource(200, SEED, pipe.vae)
-    by_kind = preferences.accuracy(ranker, source, 40)
+    source = preferences.PairSource(1_000, SEED, pipe.vae)
+    by_kind = preferences.accuracy(ranker, source, 400)
     assert sum(by_kind.values()) / len(by_kind) >= 0.85, by_kind
 
 
