@@ -1,30 +1,19 @@
 """How different the images of one prompt are, in one encoder's feature space. PAPER section 5."""
 
-import torch
+import math
+
 from jaxtyping import Float
 from torch import Tensor
+
+from percent_ray.objective.entropy import kernel_entropy
 
 
 def vendi(features: Float[Tensor, "N D"]) -> float:
     """Vendi score: the effective number of different images, from 1 (all the same) to N.
 
-    exp(-sum l log l) over the eigenvalues l of the cosine kernel divided by N, in float64; zero
-    eigenvalues are skipped. The D x D dual, which has the same eigenvalues, where N > D.
-    Raises ValueError for features that are not finite and for rows of zeros.
+    exp of `objective.entropy.kernel_entropy`, and its ValueErrors.
     """
-    values = features.double()
-    norm = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-    if not (norm.isfinite() & (norm > 0)).all():
-        raise ValueError(
-            f"norms of {len(values)} feature vectors run from {norm.min().item()} to "
-            f"{norm.max().item()}: all must be finite and above 0; look at the encoder"
-        )
-    unit = values / norm
-    count, width = unit.shape
-    kernel = unit.T @ unit if count > width else unit @ unit.T
-    eigenvalues = torch.linalg.eigvalsh(kernel / count)
-    eigenvalues = eigenvalues[eigenvalues > 0]
-    return torch.exp(-(eigenvalues * eigenvalues.log()).sum()).item()
+    return math.exp(kernel_entropy(features))
 
 
 def feature_variance(features: Float[Tensor, "N D"]) -> float:

@@ -5,7 +5,7 @@ not a loss through the decoder. Entropies are nats a dimension, but for the marg
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float, Float32
@@ -99,6 +99,30 @@ def median_bandwidth(features: Float[Tensor, "*groups K D"]) -> float:
             f"{2 * bandwidth_sq}: most images of a group are equal to this encoder"
         )
     return bandwidth_sq
+
+
+def kernel_entropy(features: Float[Tensor, "N D"]) -> float:
+    """Entropy of one prompt's images as a set, in nats: exp of it is their Vendi score.
+
+    -sum l log l over the eigenvalues l of the cosine kernel divided by N, in float64; zero
+    eigenvalues are skipped. The D x D dual, which has the same eigenvalues, where N > D.
+    Raises ValueError for features that are not finite and for rows of zeros.
+    """
+    values = features.double()
+    norm = values.square().sum(dim=1, keepdim=True).sqrt()
+    if not (norm.isfinite() & (norm > 0)).all():
+        raise ValueError(
+            f"norms of {len(values)} feature vectors run from {norm.min().item()} to "
+            f"{norm.max().item()}: all must be finite and above 0; look at the encoder"
+        )
+    unit = values / norm
+    count, width = unit.shape
+    kernel = unit.T @ unit if count > width else unit @ unit.T
+    # torch ships no types for its linalg.
+    found = torch.linalg.eigvalsh(kernel / count)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    eigenvalues = cast(Tensor, found)
+    eigenvalues = eigenvalues[eigenvalues > 0]
+    return -(eigenvalues * eigenvalues.log()).sum().item()
 
 
 def fit_law(

@@ -134,8 +134,9 @@ def marginal_pec(
 ) -> Shaped:
     """PEC with the marginal entropy of the group's finished images (PAPER section 6).
 
-    `strength: auto` holds the entropy of the fixed prompts in each space, by a strength of its own,
-    where its effective number is `keep` of the base model's.
+    `strength: auto` holds the fixed prompts' log Vendi in each space, by a strength of its own,
+    where Vendi is `keep` of the base model's. The entropy of the term itself will not do for that:
+    with the median bandwidth its range is one nat, and it hardly falls while half of Vendi is lost.
     """
     state, bandwidth = _bandwidths(s, image_spaces)
     rewards, metrics = s.rewards, dict[str, float]()
@@ -147,12 +148,9 @@ def marginal_pec(
         if relative or strength == "auto":
             weight, state = calibrated(state, s.rewards, term, weight, name=space)
         if strength == "auto":
-            found = (
-                None
-                if s.probe is None
-                else entropy.marginal_terms(s.probe[space], bandwidth[space])
-            )
-            now = None if found is None else found.mean().item()
+            sets = () if s.probe is None else s.probe[space]
+            found = [entropy.kernel_entropy(images) for images in sets]
+            now = sum(found) / len(found) if found else None
             weight, state = held(state, now, weight, keep, name=space)
         rewards = shaping.shape(rewards, term, weight)
         metrics |= _term_metrics(term, weight, f"_{space}")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from percent_ray.evaluation.diversity import vendi
 from percent_ray.flow.sde import transition
-from percent_ray.objective import entropy, methods
+from percent_ray.objective import methods
 from percent_ray.objective.grpo import Weights, stack, transition_loss
 from percent_ray.section import METHODS
 from tests.objective.signals import G, K, S, normal, signals, unit
@@ -266,7 +267,7 @@ def test_strength_auto_rises_while_the_probes_lack_entropy_and_falls_when_they_h
         return methods.marginal_pec(signals(seed=seed, state=state, probe=seen), **options)
 
     first = step({}, diverse, 0)
-    base = entropy.marginal_terms(diverse, first.state["bandwidth/dino"]).mean().item()
+    base = np.mean([math.log(vendi(images)) for images in diverse])
     assert first.state["dino/held/target"] == pytest.approx(base + math.log(0.9))
     between = step(first.state, None, 10)
     strength = "shaping/strength_dino"
