@@ -138,8 +138,17 @@ def figure_5(results: Results, path: Path) -> bool:
 
 
 def figure_6(results: Results, path: Path) -> bool:
-    """Native against shaped, with and without PCVAE: reward and diversity of judged checkpoints."""
-    return _judged(results, path, ("flow_grpo", "pec", "pec_native", "pcvae", "pcvae_native"))
+    """Native against shaped, with and without PCVAE, in the reward's space: reward and diversity of
+    judged checkpoints. Entropy regularisation with a space is PEC's native form."""
+    methods = {name: row.recipe.get("method", {}) for name, row in results.rows.items()}
+    reward = [results.comparison.evaluation.judges[0]]
+    chosen = [name for name, row in results.rows.items() if row.kind == "reference"][:1]
+    for name, method in methods.items():
+        shaped = method.get("name") in ("pec", "pcvae") and not method.get("relative")
+        native = method.get("name") == "entropy_reg" and "spaces" in method
+        if (shaped or native) and list(method.get("spaces", reward)) == reward:
+            chosen.append(name)
+    return _judged(results, path, chosen)
 
 
 def figure_7(results: Results, path: Path) -> bool:

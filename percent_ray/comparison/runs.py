@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -43,21 +44,38 @@ def run_all(plan: Plan) -> Iterator[tuple[str, int, str | None]]:
     first = plan.recipe(tasks[0][0], tasks[0][1])
     # One core a run: two processes of two threads each would wait for each other.
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(comparison.workers, context) as pool:
+    with pool(comparison.workers) as workers:
         try:
-            base = pool.submit(_judge_base, first, comparison.evaluation, comparison.home)
+            base = workers.submit(_judge_base, first, comparison.evaluation, comparison.home)
             waiting: dict[Future[str | None], tuple[str, int]] = {base: (BASE, 0)}
-            waiting |= {
-                pool.submit(_run, plan.recipe(*task), comparison.evaluation): task for task in tasks
-            }
+            for task in tasks:
+                run = workers.submit(_run, plan.recipe(*task), comparison.evaluation)
+                waiting[run] = task
             while waiting:
                 done, _ = wait(waiting, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield (*waiting.pop(future), future.result())
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            workers.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that end with this one, however it ends."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """A killed comparison leaves no runs behind that go on writing to its folder."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a worker"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
 
 
 def is_finished(recipe: Recipe, evaluation: Evaluation) -> bool:

@@ -24,7 +24,9 @@ ROWS: dict[str, dict[str, Any]] = {
         "recipe": {"method": {"name": "marginal_pec", "image_spaces": ["pickscore"]}},
     },
 }
+GENEVAL_ROW = {"label": "Flow-GRPO on GenEval", "kind": "reference", "table": "s1"}
 LINES = {
+    "geneval": (0.002, 2.0),
     "flow_grpo": (0.010, 4.0),
     "slow": (0.004, 1.0),
     "pec": (0.010, 3.0),
@@ -55,7 +57,7 @@ def build(folder: Path) -> Path:
             "images": 4,
             "judges": ["pickscore", "clip"],
         },
-        "rows": ROWS,
+        "rows": {**ROWS, "geneval": GENEVAL_ROW},
         "quick": ["flow_grpo", "pec"],
     }
     path = folder / "compare.yaml"
@@ -66,6 +68,7 @@ def build(folder: Path) -> Path:
 def numbers(reward: float, vendi: float) -> dict[str, float]:
     spaces = ("clip", "dino", "pickscore", "vae")
     found = {"quality/pickscore": reward, "quality/clip": reward / 2}
+    found |= {"quality/geneval": 2 * reward, "geneval/counting": 3 * reward}
     found |= {f"vendi/{space}": vendi for space in spaces}
     return found | {f"variance/{space}": vendi / 10 for space in spaces}
 

@@ -70,6 +70,11 @@ def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == ["base", *fabricated.ROWS]
     assert float(rows[0]["vendi/dino mean"]) == 8.0
+    with (page.parent / "table_s1.csv").open() as file:
+        tasks = list(csv.DictReader(file))
+    assert [row["row"] for row in tasks] == ["base", "geneval"]
+    assert float(tasks[1]["geneval/counting mean"]) == pytest.approx(3 * 0.202)
+    assert "geneval" not in found.runs
     numbers = json.loads((page.parent / "results.json").read_text())
     assert numbers["curves"]["pec"]["1"]["20"]["quality/pickscore"] == pytest.approx(0.21)
     drawn = sorted(path.stem for path in (page.parent / "figures").glob("*.png"))

@@ -1,6 +1,10 @@
 """Real runs of tiny models, in the processes of the pool."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -64,3 +68,28 @@ def test_runs_are_trained_and_judged_once_and_go_on_where_they_stopped(path):
     trained = [line["step"] for line in lines if "time/step_s" in line["metrics"]]
     assert trained == [0, 1, 2], "steps 0 and 1 were not trained again"
     assert sorted(results.read(longer).runs["flow_grpo"][0].evaluations) == [0, 1, 2, 3]
+
+
+def test_a_killed_comparison_leaves_no_worker_behind(tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import os, time\n"
+        "from percent_ray.comparison.runs import pool\n"
+        "def work():\n"
+        "    return os.getpid()\n"
+        "if __name__ == '__main__':\n"
+        "    with pool(1) as workers:\n"
+        "        print(workers.submit(work).result(), flush=True)\n"
+        "        workers.submit(time.sleep, 600).result()\n"
+    )
+    driver = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    worker = Path("/proc") / driver.stdout.readline().strip()
+    assert worker.is_dir()
+    driver.kill()
+    driver.wait()
+    deadline = time.monotonic() + 20
+    while worker.is_dir() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not worker.is_dir()
+    driver.stdout.close()

@@ -103,7 +103,7 @@ def test_ray_job_submit_runs_the_job_and_reports_its_exit_code(head, tmp_path):
             timeout=400,
         )
 
-    sizes = ("--run.steps", "2", "--sampling.group_size", "4", "--learner.micro_batch", "8")
+    sizes = ("--run.steps", "2", "--sampling.group_size", "4", "--learner.micro_batch", "6")
     done = submit("--run.folder", str(tmp_path), *sizes, "--monitor.probe_groups", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 2/2" in done.stdout
