@@ -14,6 +14,7 @@ from percent_ray.comparison.results import (
     Matched,
     Results,
     early_stopping,
+    frontier,
     matched,
     table_1,
     table_s1,
@@ -151,7 +152,14 @@ def _page(
             "linear between checkpoints; seeds that never reach it are not averaged.</p>",
             _matched_html(results, table, share),
         ]
-    parts += ["<h2>Verdict</h2><ul>", *(f"<li>{escape(v)}</li>" for v in verdict(results)), "</ul>"]
+    parts += [
+        "<h2>Above the frontier</h2>",
+        "<p>Vendi minus what the references (Flow-GRPO stopped anywhere, at any of its learning "
+        "rates) have at the same reward, in points of the base's Vendi: mean over all checkpoints, "
+        "± over seeds. Their own rows show the noise.</p>",
+        _frontier_html(results),
+        *("<h2>Verdict</h2><ul>", *(f"<li>{escape(v)}</li>" for v in verdict(results)), "</ul>"),
+    ]
     if tasks:
         parts += [
             "<h2>Table S1: trained on GenEval's rules, by task</h2>",
@@ -209,6 +217,28 @@ def _matched_html(results: Results, table: Sequence[Matched], share: float) -> s
     return _html_table(f"<th>method</th><th>seeds there</th><th>last gain</th>{head}", body)
 
 
+def _frontier_html(results: Results) -> str:
+    spaces = [name for name in results.diversity if name.startswith("vendi/")]
+    found = {space: frontier(results, space) for space in spaces}
+    head = "".join(
+        f"<th>{escape(space)} <small>R² {found[space].r2:.2f}</small></th>" for space in spaces
+    )
+    body: list[str] = []
+    for name, row in results.rows.items():
+        cells = [mean_and_std(v) if (v := found[s].above.get(name)) else None for s in spaces]
+        points = "".join(map(_points, cells))
+        body.append(f'<tr class="{row.kind}"><td>{escape(row.label)}</td>{points}</tr>')
+    return _html_table(f"<th>method</th>{head}", body)
+
+
+def _points(cell: tuple[float, float] | None) -> str:
+    """A table's cell of a difference in percentage points."""
+    if cell is None:
+        return "<td>-</td>"
+    mean, std = cell
+    return f'<td data-value="{mean}">{100 * mean:+.1f} <small>±{100 * std:.1f}</small></td>'
+
+
 def _share(cell: tuple[float, float] | None) -> str:
     """A table's cell of a mean and its standard deviation."""
     if cell is None:
@@ -252,6 +282,12 @@ def _numbers(
                 for line in table
             }
             for share, table in tables.items()
+        },
+        "above_frontier": {
+            space: {"r2": found.r2, "rows": dict(found.above)}
+            for space in results.diversity
+            if space.startswith("vendi/")
+            for found in [frontier(results, space)]
         },
         "verdict": verdict(results),
         "curves": {

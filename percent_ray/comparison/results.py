@@ -9,7 +9,12 @@ import numpy as np
 
 from percent_ray.comparison.plan import Comparison, Plan, Row
 from percent_ray.comparison.runs import BASE, PICTURES, RESULT, folder_of
-from percent_ray.evaluation.aggregate import at_reward, mean_and_std, normalized_average
+from percent_ray.evaluation.aggregate import (
+    at_reward,
+    frontier_fit,
+    mean_and_std,
+    normalized_average,
+)
 from percent_ray.evaluation.quality import LATENT
 from percent_ray.monitor import history
 
@@ -219,3 +224,45 @@ def early_stopping(results: Results, space: str, share: float) -> dict[int, floa
             if value is not None:
                 best[run.seed] = max(best.get(run.seed, 0.0), value / results.base[space])
     return best
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """How far the rows lie above the early-stopping frontier in one space."""
+
+    r2: float
+    """Of the references' fit: how much of their Vendi the reward alone explains."""
+    above: Mapping[str, Sequence[float]]
+    """By row and seed: Vendi minus the frontier's at the same reward, as a share of the base's,
+    mean over the judged checkpoints whose reward the references have reached."""
+
+
+def frontier(results: Results, space: str) -> Frontier:
+    """All checkpoints count, so that this is less noisy than `matched` at one reward.
+
+    Raises ValueError where the references have fewer than 3 checkpoints.
+    """
+    start, whole = results.base[results.reward], results.base[space]
+
+    def path(run: Run) -> tuple[np.ndarray, np.ndarray]:
+        """(reward gained, share of Vendi lost, below 0) after the base model."""
+        return run.judged(results.reward)[1][1:] - start, run.judged(space)[1][1:] / whole - 1
+
+    references = [
+        path(run)
+        for name, runs in results.runs.items()
+        if results.rows[name].kind == "reference"
+        for run in runs
+    ]
+    gains = np.concatenate([gain for gain, _ in references] or [np.array([])])
+    lost = np.concatenate([loss for _, loss in references] or [np.array([])])
+    (first, second), r2 = frontier_fit(gains, lost)
+    above: dict[str, list[float]] = {}
+    for name, runs in results.runs.items():
+        for run in runs:
+            gain, loss = path(run)
+            seen = (gain >= 0) & (gain <= gains.max())
+            if seen.any():
+                left = (loss - first * gain - second * gain**2)[seen]
+                above.setdefault(name, []).append(float(left.mean()))
+    return Frontier(r2, above)

@@ -51,3 +51,19 @@ def at_reward(
         share = (level - rewards[i - 1]) / (reward - rewards[i - 1])
         return float(values[i - 1] + share * (values[i] - values[i - 1]))
     return None
+
+
+def frontier_fit(
+    rewards: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]
+) -> tuple[NDArray[np.float64], float]:
+    """How `values` fall as reward is gained: (c, r2) of values = c_1 gain + c_2 gain^2.
+
+    Both are counted from the base model, where they are 0. Raises ValueError for fewer than 3
+    evaluations.
+    """
+    if len(rewards) < 3:
+        raise ValueError(f"a frontier needs 3 evaluations or more, got {len(rewards)}")
+    powers = np.stack([rewards, rewards**2], axis=1)
+    coefficients = np.linalg.lstsq(powers, values, rcond=None)[0]
+    residual = values - powers @ coefficients
+    return coefficients, float(1 - residual.var() / values.var()) if values.var() > 0 else 1.0

@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,20 @@ def test_matched_reward_is_read_where_a_training_first_gets_there(plan):
     assert by_name["slow"].kept["vendi/dino"] == []
     assert by_name["ours"].gain[0] == pytest.approx(0.95)
     assert results.early_stopping(found, "vendi/dino", 0.9) == {1: kept[0], 2: kept[1]}
+
+
+def test_distance_from_the_frontier_is_at_the_same_reward(plan):
+    """Rows whose Vendi falls in a line with reward; the reference's own line is the frontier."""
+    found = results.read(plan)
+    only = replace(found, runs={k: v for k, v in found.runs.items() if k != "slow"})
+    frontier = results.frontier(only, "vendi/dino")
+    assert frontier.r2 > 0.999
+    assert frontier.above["flow_grpo"] == pytest.approx([0.0, 0.0], abs=2e-3)
+    per_gain = {"pec": 3.0 / 0.010, "ours": 0.5 / 0.0095}
+    for name, gained in (("pec", 0.010), ("ours", 0.0095)):
+        # Two checkpoints, at half of the gain and at all of it.
+        expected = 0.75 * gained * (4.03 / 0.010 - per_gain[name]) / 8
+        assert np.mean(frontier.above[name]) == pytest.approx(expected, abs=5e-3)
 
 
 def test_the_verdict_leaves_out_the_spaces_that_were_trained_on(plan):

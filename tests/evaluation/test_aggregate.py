@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from percent_ray.evaluation.aggregate import at_reward, mean_and_std, normalized_average
+from percent_ray.evaluation.aggregate import (
+    at_reward,
+    frontier_fit,
+    mean_and_std,
+    normalized_average,
+)
 
 
 def test_normalized_average_is_min_max_by_column_then_the_mean():
@@ -50,3 +55,15 @@ def test_values_at_the_first_crossing_of_a_reward(level, expected):
 def test_the_crossing_is_linear_between_checkpoints():
     rewards, values = np.array([0.0, 1.0]), np.array([10.0, 2.0])
     assert at_reward(rewards, values, 0.25) == pytest.approx(8.0)
+
+
+def test_a_frontier_through_the_base_is_found_again_and_says_what_reward_explains():
+    gains = np.linspace(0.0, 0.03, 7)
+    lost = -4.0 * gains - 90.0 * gains**2
+    coefficients, r2 = frontier_fit(gains, lost)
+    np.testing.assert_allclose(coefficients, [-4.0, -90.0])
+    assert r2 == pytest.approx(1.0)
+    noise = np.random.default_rng(0).normal(size=(2, 400))
+    assert abs(frontier_fit(noise[0], noise[1])[1]) < 0.05
+    with pytest.raises(ValueError, match="3 evaluations or more, got 2"):
+        frontier_fit(gains[:2], lost[:2])
