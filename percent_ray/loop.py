@@ -144,7 +144,8 @@ class Loop:
             update.span,
             Span("publish", "driver", published, time.time()),
         ]
-        self._launch()
+        if not self.stopping:
+            self._launch()
         if update.version % self.recipe.run.checkpoint_every == 0 or self._ends():
             await self.checkpoint(self.progress)
         metrics |= update.metrics
@@ -157,8 +158,6 @@ class Loop:
 
     def _launch(self) -> None:
         """Send every group on its way that has a free slot."""
-        if self.stopping:
-            return
         for slot in self._slots.acquire():
             group = self._group(slot, self.stream.prompt(slot.group_id), pictures=False)
             self._groups[slot.group_id] = asyncio.create_task(group)

@@ -26,9 +26,9 @@ def recipe(tmp_path: Path, *, staleness: int = 1, every: int = 3, steps: int = 7
     )
 
 
-def train(
+def build(
     recipe: Recipe, roles: FakeRoles, start: int = 0
-) -> tuple[Progress, FakeObserver, list[int]]:
+) -> tuple[Loop, FakeObserver, list[int]]:
     observer, checkpoints = FakeObserver(), []
 
     async def checkpoint(progress: Progress) -> None:
@@ -43,6 +43,13 @@ def train(
         checkpoint=checkpoint,
         progress=Progress(start),
     )
+    return loop, observer, checkpoints
+
+
+def train(
+    recipe: Recipe, roles: FakeRoles, start: int = 0
+) -> tuple[Progress, FakeObserver, list[int]]:
+    loop, observer, checkpoints = build(recipe, roles, start)
     return asyncio.run(loop.run()), observer, checkpoints
 
 
@@ -90,6 +97,20 @@ def test_a_resumed_run_consumes_what_the_straight_run_does(tmp_path: Path):
     assert [
         (row.group_id, row.version) for batch in straight.consumed[3:] for row in batch.rows
     ] == [(row.group_id, row.version) for batch in resumed.consumed for row in batch.rows]
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_stop_during_the_first_probe_finishes_the_step_at_hand(tmp_path, monkeypatch, staleness):
+    loop, observer, checkpoints = build(recipe(tmp_path, staleness=staleness), FakeRoles())
+    probe = observer.probe
+
+    def stop(version, metrics, pictures):
+        probe(version, metrics, pictures)
+        loop.stopping = True
+
+    monkeypatch.setattr(observer, "probe", stop)
+    assert asyncio.run(loop.run()).version == 1
+    assert checkpoints == [1]
 
 
 def test_a_dropped_group_is_left_out_and_counted(tmp_path: Path):

@@ -134,6 +134,11 @@ def _train_and_judge(recipe: Recipe, evaluation: Evaluation) -> None:
         run.train(recipe)
     elif checkpoint.read_state(last, recipe).version < recipe.run.steps:
         run.train(recipe, resume=folder)
+    reached = checkpoint.read_state(checkpoint.every(folder)[-1], recipe).version
+    if reached < recipe.run.steps:
+        raise RuntimeError(
+            f"stopped at step {reached} of {recipe.run.steps}; run the comparison again"
+        )
     judge = Judge(recipe, evaluation)
     versions: dict[str, dict[str, float]] = {}
     images: np.ndarray | None = None

@@ -1,6 +1,8 @@
 """Real runs of tiny models, in the processes of the pool."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 from percent_ray import recipe as recipes
+from percent_ray import run
 from percent_ray.comparison import plan as plans
 from percent_ray.comparison import results, runs
 from tests.end_to_end import world as worlds
@@ -68,6 +71,23 @@ def test_runs_are_trained_and_judged_once_and_go_on_where_they_stopped(path):
     trained = [line["step"] for line in lines if "time/step_s" in line["metrics"]]
     assert trained == [0, 1, 2], "steps 0 and 1 were not trained again"
     assert sorted(results.read(longer).runs["flow_grpo"][0].evaluations) == [0, 1, 2, 3]
+
+
+def test_a_run_that_was_stopped_is_not_taken_for_finished(path, tmp_path, monkeypatch):
+    plan = plans.load(path, rows=["flow_grpo"], folder=str(tmp_path))
+    recipe, evaluation = plan.recipe("flow_grpo", 1), plan.comparison.evaluation
+    listen = run._stop_on_signals
+
+    def stop_at_once(loop):
+        listen(loop)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped at step 1 of"):
+        patch.setattr(run, "_stop_on_signals", stop_at_once)
+        runs._train_and_judge(recipe, evaluation)
+    assert not runs.is_finished(recipe, evaluation)
+    runs._train_and_judge(recipe, evaluation)
+    assert runs.is_finished(recipe, evaluation)
 
 
 def test_a_killed_comparison_leaves_no_worker_behind(tmp_path):
