@@ -82,9 +82,10 @@ def test_a_run_that_was_stopped_is_not_taken_for_finished(path, tmp_path, monkey
         listen(loop)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="stopped at step 1 of"):
-        patch.setattr(run, "_stop_on_signals", stop_at_once)
+    monkeypatch.setattr(run, "_stop_on_signals", stop_at_once)
+    with pytest.raises(RuntimeError, match="stopped at step 1 of"):
         runs._train_and_judge(recipe, evaluation)
+    monkeypatch.undo()
     assert not runs.is_finished(recipe, evaluation)
     runs._train_and_judge(recipe, evaluation)
     assert runs.is_finished(recipe, evaluation)
