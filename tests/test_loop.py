@@ -26,9 +26,7 @@ def recipe(tmp_path: Path, *, staleness: int = 1, every: int = 3, steps: int = 7
     )
 
 
-def build(
-    recipe: Recipe, roles: FakeRoles, start: int = 0
-) -> tuple[Loop, FakeObserver, list[int]]:
+def build(recipe: Recipe, roles: FakeRoles, start: int = 0) -> tuple[Loop, FakeObserver, list[int]]:
     observer, checkpoints = FakeObserver(), []
 
     async def checkpoint(progress: Progress) -> None:
