@@ -17,6 +17,7 @@ from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.monitor import plots
+from percent_ray.monitor.metrics import PROBE
 from percent_ray.monitor.terminal import Terminal, summary
 from percent_ray.monitor.tracking import Status, Tracker
 from percent_ray.types import Prompt, Span
@@ -146,7 +147,7 @@ class Journal:
     ) -> None:
         """Metrics of probes are logged at the version that drew them, under `probe/`."""
         self._probes.append(metrics)
-        self._tracker.metrics(version, {f"probe/{name}": v for name, v in metrics.items()})
+        self._tracker.metrics(version, {f"{PROBE}{name}": v for name, v in metrics.items()})
         path = self._tracker.folder / "pictures" / f"grid_{version:05d}.png"
         plots.grid(pictures, path)
         self._tracker.file(path, "pictures")

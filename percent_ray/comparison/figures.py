@@ -11,14 +11,13 @@ from percent_ray.comparison.runs import BASE
 from percent_ray.config import locate_prompts
 from percent_ray.data.prompts import read_prompts
 from percent_ray.evaluation.aggregate import mean_and_std
-from percent_ray.monitor.metrics import PERCEPTUAL_ENTROPY, POLICY_ENTROPY, REWARD
+from percent_ray.monitor.metrics import PERCEPTUAL_ENTROPY, POLICY_ENTROPY, PROBE, REWARD
 from percent_ray.monitor.plots import figure, plain, save, tile
 from percent_ray.objective.entropy import fit_law
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PROBE = "probe/"
 STYLES = {"reference": "--", "baseline": ":", "paper": "-.", "ours": "-", "control": ":"}
 """Lines by kind of row."""
 

@@ -14,8 +14,10 @@ VENDI = "diversity/vendi_"
 """Followed by the name of the space."""
 IMAGES_PER_S = "throughput/images_per_s"
 STEP_S = "time/step_s"
+PROBE = "probe/"
+"""Before the name of any metric that was measured on fixed prompts with fixed noise."""
 
 
 def by_space(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
-    """The metrics of every space under `prefix`, by space."""
+    """The metrics under `prefix`, by the rest of their names."""
     return {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}

@@ -1,6 +1,6 @@
 """The pictures of a run: timeline, picture grid, curves. Files only; no window, no global state."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from percent_ray.monitor import history
 from percent_ray.monitor.metrics import (
     PERCEPTUAL_ENTROPY,
     POLICY_ENTROPY,
+    PROBE,
     REWARD,
     VENDI,
     by_space,
@@ -84,7 +85,8 @@ def grid(groups: Sequence[tuple[str, UInt8[np.ndarray, "K 3 h w"]]], path: Path)
 
 
 def curves(jsonl: Path, path: Path) -> None:
-    """Reward, entropies and Vendi over the steps of a metrics file."""
+    """Reward, entropies and Vendi over the steps of a metrics file: thin as trained, where every
+    step has other prompts, and strong on the probes, whose prompts and noise are fixed."""
     from matplotlib.ticker import MaxNLocator
 
     steps = history.read(jsonl)
@@ -100,21 +102,37 @@ def curves(jsonl: Path, path: Path) -> None:
     ]
     for number, (title, choose) in enumerate(panels, start=1):
         axes = sheet.add_subplot(2, 2, number)
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for step, metrics in steps.items():
-            for name, value in choose(metrics).items():
-                lines.setdefault(name, []).append((step, value))
-        for (name, points), colour in zip(lines.items(), COLOURS.values(), strict=False):
-            axes.plot(*zip(*points, strict=True), label=name, color=colour, marker=".", lw=1.5)
+        trained = _lines(steps, choose)
+        probed = _lines({step: by_space(metrics, PROBE) for step, metrics in steps.items()}, choose)
+        for (name, points), colour in zip(trained.items(), COLOURS.values(), strict=False):
+            fixed = probed.get(name)
+            (line,) = axes.plot(*zip(*points, strict=True), color=colour, lw=1.5)
+            if fixed is None:
+                line.set(marker=".", label=name)
+            else:
+                line.set(alpha=0.35)
+                label = f"{name} probes".strip()
+                axes.plot(*zip(*fixed, strict=True), label=label, color=colour, marker="o", lw=2)
         axes.set_title(title, loc="left", fontsize=10)
         axes.ticklabel_format(useOffset=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if number > 2:
             axes.set_xlabel("step")
-        if any(lines):
+        if probed or any(trained):
             axes.legend(frameon=False, fontsize=8)
         plain(axes, grid="y")
     save(sheet, path)
+
+
+def _lines(
+    steps: Mapping[int, dict[str, float]], choose: Callable[[dict[str, float]], dict[str, float]]
+) -> dict[str, list[tuple[int, float]]]:
+    """The points (step, value) of each name that `choose` finds."""
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for step, metrics in sorted(steps.items()):
+        for name, value in choose(metrics).items():
+            lines.setdefault(name, []).append((step, value))
+    return lines
 
 
 def tile(images: UInt8[np.ndarray, "K 3 h w"], columns: int) -> UInt8[np.ndarray, "h W 3"]:

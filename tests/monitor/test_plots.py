@@ -52,6 +52,16 @@ def test_curves_draw_what_was_measured(tmp_path):
     assert shows(tmp_path / "curves.png", plots.COLOURS["sample"])
 
 
+def test_curves_draw_probes_strong_and_training_pale(tmp_path):
+    for name, values in (("a", {}), ("b", {"probe/reward/mean": 2.0})):
+        history = History(tmp_path / f"{name}.jsonl")
+        for step in range(3):
+            history.append(step, {"reward/mean": step, **values})
+        plots.curves(history.path, tmp_path / f"{name}.png")
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    assert shows(tmp_path / "b.png", plots.COLOURS["sample"])
+
+
 @pytest.mark.parametrize("draw", [plots.timeline, plots.grid])
 def test_nothing_to_draw_is_an_error(tmp_path, draw):
     with pytest.raises(ValueError, match="to draw"):
