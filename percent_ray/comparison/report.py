@@ -93,17 +93,15 @@ def verdict(results: Results, share: float = 0.9, keep: float = 0.8) -> list[str
     for line in matched(results, share):
         if line.kind != "ours":
             continue
-        recipe = results.rows[line.name].recipe.get("method", {})
-        used = {*recipe.get("spaces", ()), *recipe.get("image_spaces", ())}
+        if line.reached < line.seeds:
+            found.append(
+                f"{line.label}: {line.reached} of {line.seeds} seeds reach {share:.0%} of the "
+                "gain; no verdict"
+            )
+            continue
         for space, kept in line.kept.items():
             name = space.removeprefix("vendi/")
-            if name in used:
-                continue
-            if line.reached < line.seeds or not kept:
-                found.append(
-                    f"{line.label}: {line.reached} of {line.seeds} seeds reach {share:.0%} of the "
-                    f"gain; no verdict in {name} space"
-                )
+            if name in results.trained_on[line.name]:
                 continue
             stopped = early_stopping(results, space, share)
             apart = bool(stopped) and min(kept) > max(stopped.values())

@@ -9,6 +9,7 @@ import numpy as np
 
 from percent_ray.comparison.plan import Comparison, Plan, Row
 from percent_ray.comparison.runs import BASE, PICTURES, RESULT, folder_of
+from percent_ray.config import Recipe
 from percent_ray.evaluation.aggregate import (
     at_reward,
     frontier_fit,
@@ -58,6 +59,8 @@ class Results:
     """The model before training."""
     runs: Mapping[str, Sequence[Run]]
     """By row, in the rows' order; rows without a finished run are left out."""
+    trained_on: Mapping[str, frozenset[str]]
+    """By row, the scorers whose spaces its reward or its method has used."""
 
     @property
     def rows(self) -> Mapping[str, Row]:
@@ -106,7 +109,16 @@ def read(plan: Plan, table: str = "1") -> Results:
             evaluations = {0: base} | {int(version): m for version, m in found.items()}
             steps = history.read(folder / "metrics.jsonl")
             runs.setdefault(row, []).append(Run(row, seed, folder, evaluations, steps))
-    return Results(comparison, base, runs)
+    used = {row: _trained_on(plan.recipe(row, comparison.seeds[0])) for row in runs}
+    return Results(comparison, base, runs, used)
+
+
+def _trained_on(recipe: Recipe) -> frozenset[str]:
+    reward = {name for name, scorer in recipe.scorers.items() if scorer.weight}
+    method = recipe.method
+    return frozenset(
+        {*reward, *getattr(method, "spaces", ()), *getattr(method, "image_spaces", ())}
+    )
 
 
 @dataclass(frozen=True)
