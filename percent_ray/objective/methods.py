@@ -127,7 +127,7 @@ def marginal_pec(
     s: Signals,
     *,
     image_spaces: ImageSpaces = ("pickscore",),
-    strength: Strength | Literal["auto"] = 0.5,
+    strength: Strength | Literal["auto"] = 0.3,
     relative: Relative = True,
     keep: Keep = 0.9,
     shuffled: Shuffled = False,
@@ -144,7 +144,7 @@ def marginal_pec(
         term = entropy.marginal_terms(s.features[space], bandwidth[space])
         if shuffled:
             term = _shuffle(s, term)
-        weight = 0.5 if strength == "auto" else strength
+        weight = 0.5 if strength == "auto" else strength  # where the ascent begins
         if relative or strength == "auto":
             weight, state = calibrated(state, s.rewards, term, weight, name=space)
         if strength == "auto":
