@@ -219,7 +219,8 @@ def _frontier_html(results: Results) -> str:
     spaces = [name for name in results.diversity if name.startswith("vendi/")]
     found = {space: frontier(results, space) for space in spaces}
     head = "".join(
-        f"<th>{escape(space)} <small>R² {found[space].r2:.2f}</small></th>" for space in spaces
+        f"<th>{escape(space)} <small>R² {f.r2:.2f}, of all rows {f.r2_all:.2f}</small></th>"
+        for space, f in found.items()
     )
     body: list[str] = []
     for name, row in results.rows.items():
@@ -282,7 +283,7 @@ def _numbers(
             for share, table in tables.items()
         },
         "above_frontier": {
-            space: {"r2": found.r2, "rows": dict(found.above)}
+            space: {"r2": found.r2, "r2_all": found.r2_all, "rows": dict(found.above)}
             for space in results.diversity
             if space.startswith("vendi/")
             for found in [frontier(results, space)]

@@ -244,6 +244,8 @@ class Frontier:
 
     r2: float
     """Of the references' fit: how much of their Vendi the reward alone explains."""
+    r2_all: float
+    """The same of a curve through the checkpoints of all rows: near 1, all move along one curve."""
     above: Mapping[str, Sequence[float]]
     """By row and seed: Vendi minus the frontier's at the same reward, as a share of the base's,
     mean over the judged checkpoints whose reward the references have reached."""
@@ -260,21 +262,20 @@ def frontier(results: Results, space: str) -> Frontier:
         """(reward gained, share of Vendi lost, below 0) after the base model."""
         return run.judged(results.reward)[1][1:] - start, run.judged(space)[1][1:] / whole - 1
 
-    references = [
-        path(run)
-        for name, runs in results.runs.items()
-        if results.rows[name].kind == "reference"
-        for run in runs
-    ]
-    gains = np.concatenate([gain for gain, _ in references] or [np.array([])])
-    lost = np.concatenate([loss for _, loss in references] or [np.array([])])
-    (first, second), r2 = frontier_fit(gains, lost)
+    def fit(runs: Sequence[Run]) -> tuple[np.ndarray, float]:
+        gains, losses = zip(*map(path, runs), strict=True) if runs else ((), ())
+        return frontier_fit(np.concatenate([[], *gains]), np.concatenate([[], *losses]))
+
+    every = [run for runs in results.runs.values() for run in runs]
+    references = [run for run in every if results.rows[run.row].kind == "reference"]
+    (first, second), r2 = fit(references)
+    reached = max(path(run)[0].max() for run in references)
     above: dict[str, list[float]] = {}
     for name, runs in results.runs.items():
         for run in runs:
             gain, loss = path(run)
-            seen = (gain >= 0) & (gain <= gains.max())
+            seen = (gain >= 0) & (gain <= reached)
             if seen.any():
                 left = (loss - first * gain - second * gain**2)[seen]
                 above.setdefault(name, []).append(float(left.mean()))
-    return Frontier(r2, above)
+    return Frontier(r2, fit(every)[1], above)

@@ -54,6 +54,7 @@ def test_distance_from_the_frontier_is_at_the_same_reward(plan):
     only = replace(found, runs={k: v for k, v in found.runs.items() if k != "slow"})
     frontier = results.frontier(only, "vendi/dino")
     assert frontier.r2 > 0.999
+    assert frontier.r2_all < 0.9, "the other rows lie elsewhere"
     assert frontier.above["flow_grpo"] == pytest.approx([0.0, 0.0], abs=2e-3)
     per_gain = {"pec": 3.0 / 0.010, "ours": 0.5 / 0.0095}
     for name, gained in (("pec", 0.010), ("ours", 0.0095)):
