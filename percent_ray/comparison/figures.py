@@ -302,7 +302,7 @@ def _titled(axes: "Axes", title: str, *, legend: bool = True) -> None:
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("step")
     axes.ticklabel_format(useOffset=False)
-    if legend:
+    if legend and axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     plain(axes, grid="y")
 
