@@ -35,7 +35,7 @@ def draw(results: Results, folder: Path) -> dict[str, Path]:
 
 def frontier(results: Results, path: Path) -> bool:
     """Diversity against reward over training, in every space; each point a judged checkpoint."""
-    spaces = [name for name in results.diversity if name.startswith("vendi/")]
+    spaces = results.vendi
     sheet = figure(13, 9)
     colours = _colours(results)
     for number, space in enumerate(spaces, start=1):
@@ -141,7 +141,7 @@ def figure_6(results: Results, path: Path) -> bool:
     judged checkpoints. Entropy regularisation with a space is PEC's native form."""
     methods = {name: row.recipe.get("method", {}) for name, row in results.rows.items()}
     reward = [results.comparison.evaluation.judges[0]]
-    chosen = [name for name, row in results.rows.items() if row.kind == "reference"][:1]
+    chosen = [] if results.reference is None else [results.reference]
     for name, method in methods.items():
         shaped = method.get("name") in ("pec", "pcvae") and not method.get("relative")
         native = method.get("name") == "entropy_reg" and "spaces" in method
@@ -199,8 +199,7 @@ def figure_s4(results: Results, path: Path) -> bool:
 def samples(results: Results, path: Path) -> bool:
     """The same prompts and the same noise: base, the reference, and the first method of ours."""
     ours = next((name for name, row in results.rows.items() if row.kind == "ours"), None)
-    reference = next((name for name, row in results.rows.items() if row.kind == "reference"), None)
-    chosen = [BASE, *(name for name in (reference, ours) if name is not None)]
+    chosen = [BASE, *(name for name in (results.reference, ours) if name is not None)]
     prompts = read_prompts(locate_prompts(results.comparison.evaluation.prompts))[:6]
     sheet = figure(4.6 * len(chosen), 1.0 * len(prompts))
     for column, name in enumerate(chosen):
@@ -257,10 +256,7 @@ def _judged(results: Results, path: Path, names: Sequence[str]) -> bool:
 
 def _reference(results: Results) -> Sequence[Run]:
     """The runs of the first reference row."""
-    for name, row in results.rows.items():
-        if row.kind == "reference":
-            return results.runs[name]
-    return ()
+    return () if results.reference is None else results.runs[results.reference]
 
 
 def _measured(runs: Sequence[Run], space: str) -> bool:

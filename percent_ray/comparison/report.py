@@ -195,7 +195,7 @@ def _lines_html(lines: Sequence[Line], columns: Sequence[str]) -> str:
 
 
 def _matched_html(results: Results, table: Sequence[Matched], share: float) -> str:
-    spaces = [name for name in results.diversity if name.startswith("vendi/")]
+    spaces = results.vendi
     head = "".join(f"<th>{escape(space)}</th>" for space in spaces)
     body: list[str] = []
     for line in table:
@@ -216,7 +216,7 @@ def _matched_html(results: Results, table: Sequence[Matched], share: float) -> s
 
 
 def _frontier_html(results: Results) -> str:
-    spaces = [name for name in results.diversity if name.startswith("vendi/")]
+    spaces = results.vendi
     found = {space: frontier(results, space) for space in spaces}
     head = "".join(
         f"<th>{escape(space)} <small>R² {f.r2:.2f}, of all rows {f.r2_all:.2f}</small></th>"
@@ -284,8 +284,7 @@ def _numbers(
         },
         "above_frontier": {
             space: {"r2": found.r2, "r2_all": found.r2_all, "rows": dict(found.above)}
-            for space in results.diversity
-            if space.startswith("vendi/")
+            for space in results.vendi
             for found in [frontier(results, space)]
         },
         "verdict": verdict(results),

@@ -80,9 +80,17 @@ class Results:
         """Variances of the encoders that are not the reward's, and Vendi in every space."""
         encoders = self.comparison.evaluation.encoders
         reward = self.comparison.evaluation.judges[0]
-        return [f"variance/{name}" for name in encoders if name != reward] + [
-            f"vendi/{name}" for name in (*encoders, LATENT)
-        ]
+        return [f"variance/{name}" for name in encoders if name != reward] + self.vendi
+
+    @property
+    def vendi(self) -> list[str]:
+        """Vendi in every space."""
+        return [f"vendi/{name}" for name in (*self.comparison.evaluation.encoders, LATENT)]
+
+    @property
+    def reference(self) -> str | None:
+        """The first reference row that has a finished run."""
+        return next((n for n, row in self.rows.items() if row.kind == "reference"), None)
 
     def picture_of(self, row: str) -> np.ndarray:
         """Pictures of the first seed's last checkpoint, or of the base model; [P, K, 3, H, W]."""
@@ -132,15 +140,21 @@ class Line:
     seeds: int
 
 
-def table_1(results: Results) -> list[Line]:
-    """The paper's table 1: quality and diversity of the last checkpoint, their normalised averages
-    over the rows here, and their mean. The base model is the first line."""
-    columns = [*results.quality, *results.diversity]
+def _lines(results: Results, columns: Sequence[str]) -> list[Line]:
+    """Last checkpoints, mean and std over seeds; the base model is the first line."""
     lines = [Line(BASE, "base model", "base", {c: (results.base[c], 0.0) for c in columns}, 1)]
     for name, runs in results.runs.items():
         cells = {c: mean_and_std([run.last[c] for run in runs]) for c in columns}
         row = results.rows[name]
         lines.append(Line(name, row.label, row.kind, cells, len(runs)))
+    return lines
+
+
+def table_1(results: Results) -> list[Line]:
+    """The paper's table 1: quality and diversity of the last checkpoint, their normalised averages
+    over the rows here, and their mean. The base model is the first line."""
+    columns = [*results.quality, *results.diversity]
+    lines = _lines(results, columns)
     parts = {
         "quality average": [[line.cells[c][0] for c in results.quality] for line in lines],
         "diversity average": [[line.cells[c][0] for c in results.diversity] for line in lines],
@@ -164,12 +178,7 @@ def table_s1(results: Results) -> list[Line]:
     tasks = [name for name in results.base if name.startswith("geneval/")]
     columns = ["quality/geneval", *tasks, "quality/pickscore", "vendi/dino", "vendi/clip"]
     columns = [column for column in columns if column in results.base]
-    lines = [Line(BASE, "base model", "base", {c: (results.base[c], 0.0) for c in columns}, 1)]
-    for name, runs in results.runs.items():
-        cells = {c: mean_and_std([run.last[c] for run in runs]) for c in columns}
-        row = results.rows[name]
-        lines.append(Line(name, row.label, row.kind, cells, len(runs)))
-    return lines
+    return _lines(results, columns)
 
 
 @dataclass(frozen=True)
@@ -191,7 +200,7 @@ class Matched:
 def level(results: Results, share: float) -> float:
     """The reward at `share` of what the first reference row has gained at its end, mean over its
     seeds. Raises ValueError without a reference row."""
-    reference = next((n for n, row in results.rows.items() if row.kind == "reference"), None)
+    reference = results.reference
     if reference is None:
         raise ValueError("no row of kind reference has finished; run one")
     start = results.base[results.reward]
@@ -203,14 +212,13 @@ def matched(results: Results, share: float) -> list[Matched]:
     """Every row at the same reward, that of `share` of the reference's gain."""
     wanted, whole = level(results, share), level(results, 1.0)
     start = results.base[results.reward]
-    spaces = [name for name in results.diversity if name.startswith("vendi/")]
     found: list[Matched] = []
     for name, runs in results.runs.items():
-        kept: dict[str, list[float]] = {space: [] for space in spaces}
+        kept: dict[str, list[float]] = {space: [] for space in results.vendi}
         reached = 0
         for run in runs:
             _, rewards = run.judged(results.reward)
-            for space in spaces:
+            for space in results.vendi:
                 value = at_reward(rewards, run.judged(space)[1], wanted)
                 if value is not None:
                     kept[space].append(value / results.base[space])
