@@ -97,6 +97,7 @@ class Loop:
         self.progress = progress
         self.stopping = False
         """Set from outside: finish the step at hand, write a checkpoint, return."""
+        self._recorded = time.time()
         self._groups: dict[int, asyncio.Task[Group]] = {}
         self._slots = Slots(
             groups_per_step=recipe.data.groups_per_step,
@@ -110,6 +111,7 @@ class Loop:
         """Train until `run.steps`; returns where the run stands. Errors of any role end it."""
         try:
             await self.roles.publish(self.progress.version)
+            self._recorded = time.time()
             while self.progress.version < self.recipe.run.steps and not self.stopping:
                 await self._step()
             await self._probe()
@@ -121,7 +123,6 @@ class Loop:
 
     async def _step(self) -> None:
         """Consume the groups of one step and publish the next version."""
-        start = time.time()
         step = self.progress.version
         every = self.recipe.monitor.probe_every
         probe = await self._probe() if every and step % every == 0 else ()
@@ -146,12 +147,14 @@ class Loop:
         ]
         if not self.stopping:
             self._launch()
-        if update.version % self.recipe.run.checkpoint_every == 0 or self._ends():
-            await self.checkpoint(self.progress)
         metrics |= update.metrics
         metrics |= {f"queue/{role}": float(count) for role, count in waiting.items()}
-        metrics |= self._timings(spans, seconds=time.time() - start)
+        metrics |= self._timings(spans)
+        # Before the checkpoint: a run that is killed between the two repeats the step. The other
+        # way round, the resumed run would go on behind a step that no record has.
         self.observer.step(step, metrics, spans)
+        if update.version % self.recipe.run.checkpoint_every == 0 or self._ends():
+            await self.checkpoint(self.progress)
 
     def _ends(self) -> bool:
         return self.stopping or self.progress.version == self.recipe.run.steps
@@ -183,8 +186,11 @@ class Loop:
         self.observer.probe(version, metrics, pictures)
         return groups
 
-    def _timings(self, spans: Sequence[Span], *, seconds: float) -> dict[str, float]:
-        """Seconds by stage, summed over workers, and images a second over the step."""
+    def _timings(self, spans: Sequence[Span]) -> dict[str, float]:
+        """Seconds by stage, summed over workers, and seconds and images a second from the last
+        step's record to now: a probe or a checkpoint in between counts."""
+        since, self._recorded = self._recorded, time.time()
+        seconds = self._recorded - since
         stages = dict.fromkeys(span.stage for span in spans)
         timings = {
             f"time/{stage}_s": sum(span.seconds for span in spans if span.stage == stage)

@@ -69,6 +69,19 @@ def test_invariant_1_and_2_one_version_a_group_and_bounded_age(tmp_path: Path, s
     assert observer.probes == [0, 4, 7]
 
 
+def test_a_checkpoint_never_lies_ahead_of_the_record(tmp_path: Path, monkeypatch):
+    """Whenever a run is killed, what its last checkpoint skips is in the metrics file."""
+    loop, observer, _ = build(recipe(tmp_path), FakeRoles())
+    recorded = []
+
+    async def checkpoint(progress: Progress) -> None:
+        recorded.append((progress.version, [step for step, _, _ in observer.steps]))
+
+    monkeypatch.setattr(loop, "checkpoint", checkpoint)
+    asyncio.run(loop.run())
+    assert recorded == [(version, list(range(version))) for version in (3, 6, 7)]
+
+
 def test_invariant_4_the_driver_passes_references_on_unopened(tmp_path: Path):
     roles = FakeRoles()
     train(recipe(tmp_path), roles)
