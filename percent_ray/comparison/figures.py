@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from percent_ray.comparison.results import Curve, Results, Run
+from percent_ray.comparison.results import Curve, Results, Run, chosen
 from percent_ray.comparison.runs import BASE
 from percent_ray.config import locate_prompts
 from percent_ray.data.prompts import read_prompts
@@ -58,6 +58,9 @@ def frontier(results: Results, path: Path) -> bool:
         axes.plot(
             results.base[results.reward], results.base[space], "k*", markersize=13, label="base"
         )
+        if results.selection:
+            label = "choosing among the base's pictures"
+            axes.plot(*chosen(results, space), "-", color="k", linewidth=1.0, label=label)
         axes.set_title(f"Vendi, {space.removeprefix('vendi/')} space", loc="left", fontsize=10)
         axes.set_xlabel(results.reward.removeprefix("quality/"))
         plain(axes, grid="y")

@@ -56,6 +56,9 @@ class Comparison(Section):
     workers: PositiveInt = 2
     """Runs at a time, one core each."""
     evaluation: Evaluation = Evaluation()
+    pool: Annotated[int, Field(ge=0)] = 0
+    """Pictures of a prompt that the base model draws to be chosen from: what reward costs without
+    training. 0 leaves it out; ten times `evaluation.images` or more is needed."""
     recipe: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
     """What all rows differ in from the base recipe."""
     rows: dict[str, Row]

@@ -5,17 +5,20 @@ import base64
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from percent_ray.comparison import figures
 from percent_ray.comparison.results import (
+    Frontier,
     Line,
     Matched,
     Results,
     early_stopping,
     frontier,
     matched,
+    selected,
     table_1,
     table_s1,
 )
@@ -49,6 +52,21 @@ for (const head of document.querySelectorAll('th')) head.onclick = () => {
 """
 
 
+@dataclass(frozen=True)
+class Tables:
+    """Everything that a report says in numbers."""
+
+    lines: Sequence[Line]
+    """Table 1."""
+    tasks: Sequence[Line]
+    """Table S1; empty where none of its rows has been run."""
+    matched: Mapping[float, Sequence[Matched]]
+    """By share of the reference's gain."""
+    frontiers: Mapping[str, Frontier]
+    """By space."""
+    verdict: Sequence[str]
+
+
 def write(results: Results, geneval: Results, command: str) -> Path:
     """Write `report.html`, its tables and figures into the comparison's folder; returns the page.
 
@@ -56,15 +74,19 @@ def write(results: Results, geneval: Results, command: str) -> Path:
     """
     folder = results.comparison.home
     drawn = figures.draw(results, folder / "figures")
-    lines = table_1(results)
-    tables = {share: matched(results, share) for share in SHARES}
-    _write_csv(lines, folder / "table_1.csv")
-    tasks = table_s1(geneval) if geneval.runs else []
-    if tasks:
-        _write_csv(tasks, folder / "table_s1.csv")
-    (folder / "results.json").write_text(json.dumps(_numbers(results, lines, tables), indent=1))
+    tables = Tables(
+        lines=table_1(results),
+        tasks=table_s1(geneval) if geneval.runs else (),
+        matched={share: matched(results, share) for share in SHARES},
+        frontiers={space: frontier(results, space) for space in results.vendi},
+        verdict=verdict(results),
+    )
+    _write_csv(tables.lines, folder / "table_1.csv")
+    if tables.tasks:
+        _write_csv(tables.tasks, folder / "table_s1.csv")
+    (folder / "results.json").write_text(json.dumps(_numbers(results, tables), indent=1))
     page = folder / "report.html"
-    page.write_text(_page(results, lines, tables, tasks, drawn, command), encoding="utf-8")
+    page.write_text(_page(results, tables, drawn, command), encoding="utf-8")
     return page
 
 
@@ -119,14 +141,7 @@ def _range(values: Sequence[float]) -> str:
     return f"{min(values):.0%} to {max(values):.0%}" if values else "none"
 
 
-def _page(
-    results: Results,
-    lines: Sequence[Line],
-    tables: Mapping[float, Sequence[Matched]],
-    tasks: Sequence[Line],
-    drawn: Mapping[str, Path],
-    command: str,
-) -> str:
+def _page(results: Results, tables: Tables, drawn: Mapping[str, Path], command: str) -> str:
     comparison = results.comparison
     protocol = comparison.evaluation
     parts = [
@@ -141,13 +156,15 @@ def _page(
         "<p>Norm. averages are min-max over these rows. Vendi: effective number of different "
         f"pictures among {protocol.images} of one prompt, mean over prompts. Click a column to "
         "sort.</p>",
-        _lines_html(lines, _columns(results)),
+        _lines_html(tables.lines, _columns(results)),
     ]
-    for share, table in tables.items():
+    for share, table in tables.matched.items():
         parts += [
             f"<h2>At the same reward: {share:.0%} of the reference's gain</h2>",
             "<p>Share of the base's Vendi that is left when a training first reaches that reward, "
-            "linear between checkpoints; seeds that never reach it are not averaged.</p>",
+            "linear between checkpoints; seeds that never reach it are not averaged. Choosing "
+            "among the base's own pictures needs no training: what a method keeps less than that, "
+            "its training has cost and not the reward.</p>",
             _matched_html(results, table, share),
         ]
     parts += [
@@ -155,14 +172,14 @@ def _page(
         "<p>Vendi minus what the references (Flow-GRPO stopped anywhere, at any of its learning "
         "rates) have at the same reward, in points of the base's Vendi: mean over all checkpoints, "
         "± over seeds. Their own rows show the noise.</p>",
-        _frontier_html(results),
-        *("<h2>Verdict</h2><ul>", *(f"<li>{escape(v)}</li>" for v in verdict(results)), "</ul>"),
+        _frontier_html(results, tables.frontiers),
+        *("<h2>Verdict</h2><ul>", *(f"<li>{escape(v)}</li>" for v in tables.verdict), "</ul>"),
     ]
-    if tasks:
+    if tables.tasks:
         parts += [
             "<h2>Table S1: trained on GenEval's rules, by task</h2>",
             "<p>Share of pictures that the official rules call right.</p>",
-            _lines_html(tasks, list(tasks[0].cells)),
+            _lines_html(tables.tasks, list(tables.tasks[0].cells)),
         ]
     for title, path in drawn.items():
         data = base64.b64encode(path.read_bytes()).decode()
@@ -212,38 +229,38 @@ def _matched_html(results: Results, table: Sequence[Matched], share: float) -> s
         '<tr class="reference"><td>early stopping at the best learning rate, by seed</td>'
         f"<td></td><td></td>{''.join(stopped)}</tr>"
     )
+    choice = [_one(selected(results, space, share)) for space in spaces]
+    body.append(
+        '<tr class="base"><td>choosing among the base model\'s own pictures</td>'
+        f"<td></td><td></td>{''.join(map(_share, choice))}</tr>"
+    )
     return _html_table(f"<th>method</th><th>seeds there</th><th>last gain</th>{head}", body)
 
 
-def _frontier_html(results: Results) -> str:
-    spaces = results.vendi
-    found = {space: frontier(results, space) for space in spaces}
+def _one(value: float | None) -> tuple[float, float] | None:
+    return None if value is None else (value, 0.0)
+
+
+def _frontier_html(results: Results, found: Mapping[str, Frontier]) -> str:
     head = "".join(
         f"<th>{escape(space)} <small>R² {f.r2:.2f}, of all rows {f.r2_all:.2f}</small></th>"
         for space, f in found.items()
     )
     body: list[str] = []
     for name, row in results.rows.items():
-        cells = [mean_and_std(v) if (v := found[s].above.get(name)) else None for s in spaces]
-        points = "".join(map(_points, cells))
+        cells = [mean_and_std(v) if (v := f.above.get(name)) else None for f in found.values()]
+        points = "".join(_share(cell, "+.1%") for cell in cells)
         body.append(f'<tr class="{row.kind}"><td>{escape(row.label)}</td>{points}</tr>')
     return _html_table(f"<th>method</th>{head}", body)
 
 
-def _points(cell: tuple[float, float] | None) -> str:
-    """A table's cell of a difference in percentage points."""
-    if cell is None:
-        return "<td>-</td>"
-    mean, std = cell
-    return f'<td data-value="{mean}">{100 * mean:+.1f} <small>±{100 * std:.1f}</small></td>'
-
-
-def _share(cell: tuple[float, float] | None) -> str:
+def _share(cell: tuple[float, float] | None, form: str = ".0%") -> str:
     """A table's cell of a mean and its standard deviation."""
     if cell is None:
         return "<td>-</td>"
     mean, std = cell
-    return f'<td data-value="{mean}">{mean:.0%} <small>±{std:.0%}</small></td>'
+    spread = f" <small>±{std:{form.lstrip('+')}}</small>" if std else ""
+    return f'<td data-value="{mean}">{mean:{form}}{spread}</td>'
 
 
 def _html_table(head: str, body: Sequence[str]) -> str:
@@ -269,25 +286,23 @@ def _write_csv(lines: Sequence[Line], path: Path) -> None:
             out.writerow([line.name, line.label, line.seeds, *values])
 
 
-def _numbers(
-    results: Results, lines: Sequence[Line], tables: Mapping[float, Sequence[Matched]]
-) -> dict[str, object]:
+def _numbers(results: Results, tables: Tables) -> dict[str, object]:
     return {
         "base": dict(results.base),
-        "table_1": {line.name: dict(line.cells) for line in lines},
+        "table_1": {line.name: dict(line.cells) for line in tables.lines},
         "matched": {
             str(share): {
                 line.name: {"kept": dict(line.kept), "reached": line.reached, "gain": line.gain}
                 for line in table
             }
-            for share, table in tables.items()
+            for share, table in tables.matched.items()
         },
         "above_frontier": {
             space: {"r2": found.r2, "r2_all": found.r2_all, "rows": dict(found.above)}
-            for space in results.vendi
-            for found in [frontier(results, space)]
+            for space, found in tables.frontiers.items()
         },
-        "verdict": verdict(results),
+        "verdict": list(tables.verdict),
+        "selection": list(map(dict, results.selection)),
         "curves": {
             name: {
                 run.seed: {str(v): dict(m) for v, m in sorted(run.evaluations.items())}

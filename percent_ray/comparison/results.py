@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from percent_ray.comparison.plan import Comparison, Plan, Row
-from percent_ray.comparison.runs import BASE, PICTURES, RESULT, folder_of
+from percent_ray.comparison.runs import BASE, PICTURES, RESULT, SELECTION, folder_of
 from percent_ray.config import Recipe
 from percent_ray.evaluation.aggregate import (
     at_reward,
@@ -61,6 +61,9 @@ class Results:
     """By row, in the rows' order; rows without a finished run are left out."""
     trained_on: Mapping[str, frozenset[str]]
     """By row, the scorers whose spaces its reward or its method has used."""
+    selection: Sequence[Mapping[str, float]]
+    """Metrics of the base model's own pictures, chosen by the reward ever more strictly, the first
+    not at all; empty where that was not asked for."""
 
     @property
     def rows(self) -> Mapping[str, Row]:
@@ -118,7 +121,12 @@ def read(plan: Plan, table: str = "1") -> Results:
             steps = history.read(folder / "metrics.jsonl")
             runs.setdefault(row, []).append(Run(row, seed, folder, evaluations, steps))
     used = {row: _trained_on(plan.recipe(row, comparison.seeds[0])) for row in runs}
-    return Results(comparison, base, runs, used)
+    return Results(comparison, base, runs, used, _selection(comparison))
+
+
+def _selection(comparison: Comparison) -> Sequence[Mapping[str, float]]:
+    path = comparison.home / "runs" / BASE / SELECTION
+    return json.loads(path.read_text())["strengths"] if path.is_file() else ()
 
 
 def _trained_on(recipe: Recipe) -> frozenset[str]:
@@ -244,6 +252,24 @@ def early_stopping(results: Results, space: str, share: float) -> dict[int, floa
             if value is not None:
                 best[run.seed] = max(best.get(run.seed, 0.0), value / results.base[space])
     return best
+
+
+def chosen(results: Results, space: str) -> Curve:
+    """(reward, Vendi) of choosing among the base model's own pictures, from the base on. Both are
+    taken relative to pictures that are not chosen: those are others than the base was judged by."""
+    first = results.selection[0]
+    gains = np.array([found[results.reward] - first[results.reward] for found in results.selection])
+    kept = np.array([found[space] / first[space] for found in results.selection])
+    return results.base[results.reward] + gains, results.base[space] * kept
+
+
+def selected(results: Results, space: str, share: float) -> float | None:
+    """The share of the base's Vendi that choosing keeps at the reward of `share`; None where the
+    pool has no such pictures, or there is none."""
+    if not results.selection:
+        return None
+    value = at_reward(*chosen(results, space), level(results, share))
+    return None if value is None else value / results.base[space]
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,16 @@ import numpy as np
 
 from percent_ray import recipe as recipes
 from percent_ray.arguments import RECIPE_FILE
-from percent_ray.comparison.plan import Evaluation, Plan
-from percent_ray.config import Recipe, locate_prompts
-from percent_ray.data.prompts import read_prompts
+from percent_ray.comparison.plan import Comparison, Evaluation, Plan
+from percent_ray.config import Recipe
 from percent_ray.learn import checkpoint
 
 RESULT = "evaluation.json"
 """What a finished run's checkpoints were found to be worth, in its folder."""
 PICTURES = "pictures.npz"
 """The last checkpoint's pictures: `images` uint8 [P, K, 3, H, W]."""
+SELECTION = "selection.json"
+"""What choosing among the base model's own pictures is worth, in its folder."""
 BASE = "base"
 """Folder of the model before training, beside the runs'."""
 
@@ -46,7 +47,7 @@ def run_all(plan: Plan) -> Iterator[tuple[str, int, str | None]]:
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with pool(comparison.workers) as workers:
         try:
-            base = workers.submit(_judge_base, first, comparison.evaluation, comparison.home)
+            base = workers.submit(_judge_base, first, comparison)
             waiting: dict[Future[str | None], tuple[str, int]] = {base: (BASE, 0)}
             for task in tasks:
                 run = workers.submit(_run, plan.recipe(*task), comparison.evaluation)
@@ -126,6 +127,7 @@ def _run(recipe: Recipe, evaluation: Evaluation) -> str | None:
 
 def _train_and_judge(recipe: Recipe, evaluation: Evaluation) -> None:
     from percent_ray import run
+    from percent_ray.comparison.judge import Judge
 
     folder = folder_of(recipe)
     last = checkpoint.latest(folder) if _same(recipe) else None
@@ -149,18 +151,31 @@ def _train_and_judge(recipe: Recipe, evaluation: Evaluation) -> None:
     _write(folder, evaluation, versions, images)
 
 
-def _judge_base(recipe: Recipe, evaluation: Evaluation, home: Path) -> str | None:
-    folder = home / "runs" / BASE
-    path = folder / RESULT
-    if path.is_file() and json.loads(path.read_text())["protocol"] == _protocol(evaluation):
-        return None
+def _judge_base(recipe: Recipe, comparison: Comparison) -> str | None:
+    folder = comparison.home / "runs" / BASE
+    evaluation, pool = comparison.evaluation, comparison.pool
+    selected = {"protocol": _protocol(evaluation), "pool": pool}
+
+    judged = _made_under({"protocol": _protocol(evaluation)}, folder / RESULT)
+    chosen = not pool or _made_under(selected, folder / SELECTION)
 
     def work() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        found, images = Judge(recipe, evaluation)(None)
-        _write(folder, evaluation, {"0": found}, images)
+        from percent_ray.comparison.judge import Judge
 
-    return _quietly(folder, work)
+        folder.mkdir(parents=True, exist_ok=True)
+        judge = Judge(recipe, evaluation)
+        if not judged:
+            found, images = judge(None)
+            _write(folder, evaluation, {"0": found}, images)
+        if not chosen:
+            _write_whole(folder / SELECTION, {**selected, "strengths": judge.select(pool)})
+
+    return None if judged and chosen else _quietly(folder, work)
+
+
+def _made_under(settings: dict[str, Any], path: Path) -> bool:
+    """Whether a file of results is there, and of these settings."""
+    return path.is_file() and settings.items() <= json.loads(path.read_text()).items()
 
 
 def _write(
@@ -168,59 +183,13 @@ def _write(
 ) -> None:
     """The result last: it says that all the rest is there."""
     np.savez_compressed(folder / PICTURES, images=images)
-    result = {"protocol": _protocol(evaluation), "versions": versions}
-    partial = folder / f"{RESULT}.partial"
+    _write_whole(folder / RESULT, {"protocol": _protocol(evaluation), "versions": versions})
+
+
+def _write_whole(path: Path, result: dict[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
     partial.write_text(json.dumps(result, indent=1))
-    partial.rename(folder / RESULT)
-
-
-class Judge:
-    """Measures a policy's pictures under one protocol; loads every frozen model once."""
-
-    def __init__(self, recipe: Recipe, evaluation: Evaluation) -> None:
-        from percent_ray.models.base import family
-        from percent_ray.runtime.device import best_device
-        from percent_ray.scorers.base import load
-
-        device = best_device()
-        names = dict.fromkeys((*evaluation.judges, *evaluation.encoders))
-        paths = {n: recipe.scorers[n].path if n in recipe.scorers else "" for n in names}
-        self._scorers = {name: load(name, path, device=device) for name, path in paths.items()}
-        models = family(recipe.model.family)
-        self._policy = models.load_policy(
-            recipe.model, seed=recipe.run.seed, device=device, text=True
-        )
-        self._decoder = models.load_decoder(recipe.model, device=device)
-        self._prompts = read_prompts(locate_prompts(evaluation.prompts))
-        self._batch_size = recipe.sampling.batch_size
-        self._evaluation = evaluation
-
-    def __call__(self, policy: Path | None) -> tuple[dict[str, float], np.ndarray]:
-        """The numbers of `evaluation.quality.measure` and the pictures, uint8 [P, K, 3, H, W], of
-        the weights in a checkpoint's policy folder, or of the model before training."""
-        from percent_ray.evaluation.generate import generate
-        from percent_ray.evaluation.quality import measure
-
-        if policy is not None:
-            self._policy.load(str(policy))
-        settings = self._evaluation
-        made = list(
-            generate(
-                self._policy,
-                self._decoder,
-                self._prompts,
-                images=settings.images,
-                steps=settings.steps,
-                seed=settings.seed,
-                batch_size=self._batch_size,
-            )
-        )
-        found = measure(
-            made,
-            judges={name: self._scorers[name] for name in settings.judges},
-            encoders={name: self._scorers[name] for name in settings.encoders},
-        )
-        return found, np.stack([pictures.images.numpy() for pictures in made])
+    partial.rename(path)
 
 
 def unfinished(plan: Plan) -> Sequence[tuple[str, int]]:

@@ -4,62 +4,73 @@ PAPER section 5, in the columns that the scorers at hand can fill. Our protocol 
 pictures of one prompt, then the mean over prompts.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
 
 from percent_ray.evaluation.diversity import feature_variance, vendi
 from percent_ray.evaluation.generate import Pictures
 from percent_ray.scorers.base import Scorer
 from percent_ray.scorers.geneval import GenEval
 from percent_ray.scorers.pickscore import REPORT_FACTOR
+from percent_ray.types import Prompt
 
 LATENT = "vae"
 """The space of the pictures' latents, beside those of the encoders."""
 
 
-@dataclass
-class Tally:
-    """Means by name."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What frozen models say of each of the K pictures of one prompt."""
 
-    values: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    prompt: Prompt
+    scores: Mapping[str, Float32[Tensor, " K"]]
+    """By judge: PickScore in the papers' unit, score / 100; GenEval 1 where its rules say right."""
+    features: Mapping[str, Float[Tensor, "K D"]]
+    """By encoder, and the latents."""
 
-    def note(self, name: str, value: float) -> None:
-        self.values.setdefault(name, []).append(value)
+    def chosen(self, index: Int64[Tensor, " k"]) -> "Seen":
+        """Some of the pictures."""
+        scores = {name: values[index] for name, values in self.scores.items()}
+        return Seen(self.prompt, scores, {n: values[index] for n, values in self.features.items()})
 
-    def means(self) -> dict[str, float]:
-        return {name: float(np.mean(found)) for name, found in self.values.items()}
 
-
-def measure(
+def look(
     pictures: Iterable[Pictures], *, judges: Mapping[str, Scorer], encoders: Mapping[str, Scorer]
-) -> dict[str, float]:
+) -> Iterator[Seen]:
+    """Every judge's and encoder's word on the pictures of each prompt."""
+    for made in pictures:
+        scores = {name: _scores(name, scorer, made) for name, scorer in judges.items()}
+        features = {name: scorer.encode(made.images) for name, scorer in encoders.items()}
+        yield Seen(made.prompt, scores, {**features, LATENT: made.latents.flatten(1)})
+
+
+def measure(seen: Iterable[Seen]) -> dict[str, float]:
     """Means over prompts, by name:
 
-    `quality/NAME` of every judge (PickScore in the papers' unit, score / 100; GenEval as the share
-    that its rules call right), `geneval/TASK`, and for every encoder and the VAE's latents
+    `quality/NAME` of every judge, `geneval/TASK`, and for every encoder and the VAE's latents
     `vendi/SPACE` and `variance/SPACE` (trace of the covariance).
     """
-    tally = Tally()
-    for made in pictures:
-        for name, scorer in judges.items():
-            _judge(tally, name, scorer, made)
-        features = {name: scorer.encode(made.images) for name, scorer in encoders.items()}
-        features[LATENT] = made.latents.flatten(1)
-        for space, values in features.items():
-            tally.note(f"vendi/{space}", vendi(values))
-            tally.note(f"variance/{space}", feature_variance(values))
-    return tally.means()
+    values: dict[str, list[float]] = {}
+    for group in seen:
+        for name, scores in group.scores.items():
+            mean = scores.mean().item()
+            values.setdefault(f"quality/{name}", []).append(mean)
+            if name == "geneval":
+                assert group.prompt.metadata is not None, "GenEval has judged it"
+                values.setdefault(f"{name}/{group.prompt.metadata['tag']}", []).append(mean)
+        for space, features in group.features.items():
+            values.setdefault(f"vendi/{space}", []).append(vendi(features))
+            values.setdefault(f"variance/{space}", []).append(feature_variance(features))
+    return {name: float(np.mean(found)) for name, found in values.items()}
 
 
-def _judge(tally: Tally, name: str, scorer: Scorer, made: Pictures) -> None:
+def _scores(name: str, scorer: Scorer, made: Pictures) -> Float32[Tensor, " K"]:
     prompts = [made.prompt] * len(made.images)
     if isinstance(scorer, GenEval):
-        right = scorer.correct(made.images, prompts).float().mean().item()
-        tally.note(f"quality/{name}", right)
-        assert made.prompt.metadata is not None
-        tally.note(f"{name}/{made.prompt.metadata['tag']}", right)
-    else:
-        factor = REPORT_FACTOR if name == "pickscore" else 1.0
-        tally.note(f"quality/{name}", factor * scorer.score(made.images, prompts).mean().item())
+        return scorer.correct(made.images, prompts).float()
+    factor = REPORT_FACTOR if name == "pickscore" else 1.0
+    return factor * scorer.score(made.images, prompts).float()

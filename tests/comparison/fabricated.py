@@ -9,7 +9,7 @@ import yaml
 
 from percent_ray.comparison import plan as plans
 from percent_ray.comparison.plan import Plan
-from percent_ray.comparison.runs import BASE, PICTURES, RESULT
+from percent_ray.comparison.runs import BASE, PICTURES, RESULT, SELECTION
 from percent_ray.data.prompts import read_prompts
 from percent_ray.monitor.history import History
 
@@ -87,6 +87,9 @@ def finish(plan: Plan) -> None:
 
     runs = comparison.home / "runs"
     write(runs / BASE, {0: numbers(BASE_REWARD, BASE_VENDI)})
+    # Drawn anew, the base's pictures are a little worse; choosing costs 1 of their 6 of Vendi.
+    strengths = [numbers(BASE_REWARD - 0.001 + 0.01 * s, 6.0 - 1.0 * s) for s in (0, 0.5, 1)]
+    (runs / BASE / SELECTION).write_text(json.dumps({"strengths": strengths}))
     for row in comparison.rows:
         gained, lost = LINES[row]
         for seed in comparison.seeds:

@@ -48,6 +48,16 @@ def test_matched_reward_is_read_where_a_training_first_gets_there(plan):
     assert results.early_stopping(found, "vendi/dino", 0.9) == {1: kept[0], 2: kept[1]}
 
 
+def test_choosing_among_the_bases_pictures_counts_from_the_base(plan):
+    found = results.read(plan)
+    rewards, values = results.chosen(found, "vendi/dino")
+    np.testing.assert_allclose(rewards, [0.2, 0.205, 0.21])
+    np.testing.assert_allclose(values, [8.0, 8.0 * 5.5 / 6, 8.0 * 5 / 6])
+    assert results.selected(found, "vendi/dino", 0.5) == pytest.approx(5.5 / 6)
+    assert results.selected(found, "vendi/dino", 1.5) is None, "the pool has no such pictures"
+    assert results.selected(replace(found, selection=()), "vendi/dino", 0.5) is None
+
+
 def test_distance_from_the_frontier_is_at_the_same_reward(plan):
     """Rows whose Vendi falls in a line with reward; the reference's own line is the frontier."""
     found = results.read(plan)
@@ -80,6 +90,7 @@ def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     text = page.read_text()
     assert 'src="data:image/png;base64,' in text
     assert text.count("<img ") == 8
+    assert text.count("choosing among the base model") == 2
     assert "http" not in text
     assert "python jobs/compare.py &lt;x&gt;" in text
     with (page.parent / "table_1.csv").open() as file:
@@ -92,6 +103,7 @@ def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     assert float(tasks[1]["geneval/counting mean"]) == pytest.approx(3 * 0.202)
     assert "geneval" not in found.runs
     numbers = json.loads((page.parent / "results.json").read_text())
+    assert len(numbers["selection"]) == 3
     assert numbers["curves"]["pec"]["1"]["20"]["quality/pickscore"] == pytest.approx(0.21)
     drawn = sorted(path.stem for path in (page.parent / "figures").glob("*.png"))
     assert drawn == sorted(

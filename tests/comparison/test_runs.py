@@ -28,6 +28,7 @@ def path(tmp_path_factory):
         "name": "tiny",
         "folder": str(folder),
         "seeds": [1],
+        "pool": 6,
         "evaluation": {
             "prompts": str(folder / "prompts.txt"),
             "images": 3,
@@ -61,6 +62,9 @@ def test_runs_are_trained_and_judged_once_and_go_on_where_they_stopped(path):
     assert sorted(run.evaluations) == [0, 1, 2]
     assert run.evaluations[1]["vendi/clip"] != run.evaluations[0]["vendi/clip"]
     assert found.picture_of("base").shape == (3, 3, 3, 16, 16)
+    rewards = [chosen["quality/pickscore"] for chosen in found.selection]
+    assert rewards == sorted(rewards)
+    assert rewards[-1] > rewards[0]
 
     made = (run.folder / "checkpoints").stat().st_mtime_ns
     longer = plans.load(path, ["--run.steps", "3"], rows=["flow_grpo"])

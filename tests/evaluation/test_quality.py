@@ -3,7 +3,7 @@ import torch
 
 from percent_ray.evaluation.diversity import feature_variance, vendi
 from percent_ray.evaluation.generate import Pictures, generate
-from percent_ray.evaluation.quality import measure
+from percent_ray.evaluation.quality import look, measure
 from percent_ray.flow import noise, sampler
 from percent_ray.scorers.geneval import GenEval
 from percent_ray.types import Prompt
@@ -59,7 +59,7 @@ def picture(seed, tag):
 def test_measures_are_means_over_prompts():
     groups = [picture(0, "colors"), picture(1, "counting")]
     found = measure(
-        groups, judges={"pickscore": Colour(), "clip": Colour()}, encoders={"dino": Colour()}
+        look(groups, judges={"pickscore": Colour(), "clip": Colour()}, encoders={"dino": Colour()})
     )
     brightness = torch.stack([g.images.float().mean() / 255 for g in groups]).mean().item()
     assert found["quality/clip"] == pytest.approx(brightness)
@@ -72,16 +72,22 @@ def test_measures_are_means_over_prompts():
         assert found[f"{name}/vae"] == pytest.approx(latents)
 
 
+def test_some_of_the_pictures_are_measured_as_if_they_were_all():
+    group = picture(0, "colors")
+    half = Pictures(group.prompt, group.images[[4, 1, 2]], group.latents[[4, 1, 2]])
+    options = {"judges": {"clip": Colour()}, "encoders": {"dino": Colour()}}
+    [whole], [expected] = look([group], **options), look([half], **options)
+    found = measure([whole.chosen(torch.tensor([4, 1, 2]))])
+    assert found == pytest.approx(measure([expected]))
+
+
 def test_geneval_is_the_official_verdict_by_task():
     def detector(images, records):
         right = [i % 3 == 0 for i in range(len(images))]
         box = {"box": [0, 0, 2, 2], "score": 0.95, "color": "red"}
         return [{"circle": [box] if ok else []} for ok in right]
 
-    found = measure(
-        [picture(0, "colors"), picture(1, "counting")],
-        judges={"geneval": GenEval(detector)},
-        encoders={},
-    )
+    groups = [picture(0, "colors"), picture(1, "counting")]
+    found = measure(look(groups, judges={"geneval": GenEval(detector)}, encoders={}))
     for name in ("quality/geneval", "geneval/colors", "geneval/counting"):
         assert found[name] == pytest.approx(1 / 3)
