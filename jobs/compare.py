@@ -42,7 +42,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     arguments, overrides = parse(sys.argv[1:])
-    from percent_ray.comparison import plan, report, results, runs
+    from percent_ray.comparison import plan, report, results, runs, tables
     from percent_ray.recipe import RecipeError
 
     try:
@@ -69,7 +69,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
-    print("\n".join(["", *report.verdict(found), "", f"report: {page}"]))
+    print("\n".join(["", *tables.verdict(found), "", f"report: {page}"]))
     if failed:
         print("\n".join(["failed:", *failed]), file=sys.stderr)
         raise SystemExit(1)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from percent_ray.comparison.results import Curve, Results, Run, chosen
-from percent_ray.comparison.runs import BASE
+from percent_ray.comparison.results import Curve, Results, Run
+from percent_ray.comparison.tables import chosen
 from percent_ray.config import locate_prompts
 from percent_ray.data.prompts import read_prompts
 from percent_ray.evaluation.aggregate import mean_and_std
@@ -202,15 +202,17 @@ def figure_s4(results: Results, path: Path) -> bool:
 def samples(results: Results, path: Path) -> bool:
     """The same prompts and the same noise: base, the reference, and the first method of ours."""
     ours = next((name for name, row in results.rows.items() if row.kind == "ours"), None)
-    chosen = [BASE, *(name for name in (results.reference, ours) if name is not None)]
+    sets = [("base", results.base_pictures())]
+    sets += [
+        (results.rows[name].label, results.runs[name][0].pictures())
+        for name in (results.reference, ours)
+        if name is not None
+    ]
     prompts = read_prompts(locate_prompts(results.comparison.evaluation.prompts))[:6]
-    sheet = figure(4.6 * len(chosen), 1.0 * len(prompts))
-    for column, name in enumerate(chosen):
-        label = "base" if name == BASE else results.rows[name].label
-        for row, (prompt, images) in enumerate(
-            zip(prompts, results.picture_of(name), strict=False)
-        ):
-            axes = sheet.add_subplot(len(prompts), len(chosen), row * len(chosen) + column + 1)
+    sheet = figure(4.6 * len(sets), 1.0 * len(prompts))
+    for column, (label, pictures) in enumerate(sets):
+        for row, (prompt, images) in enumerate(zip(prompts, pictures, strict=False)):
+            axes = sheet.add_subplot(len(prompts), len(sets), row * len(sets) + column + 1)
             axes.imshow(tile(images[:10], 10), interpolation="nearest")
             axes.set_axis_off()
             axes.set_title(

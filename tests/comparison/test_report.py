@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from percent_ray.comparison import report, results
+from percent_ray.comparison import report, results, tables
 from percent_ray.evaluation.aggregate import normalized_average
 from tests.comparison import fabricated
 
@@ -19,7 +19,7 @@ def plan(tmp_path_factory):
 
 def test_table_1_has_the_base_first_and_averages_over_its_own_rows(plan):
     found = results.read(plan)
-    lines = results.table_1(found)
+    lines = tables.table_1(found)
     assert [line.name for line in lines] == ["base", *fabricated.ROWS]
     quality = [[line.cells[c][0] for c in found.quality] for line in lines]
     averages = [line.cells["quality average"][0] for line in lines]
@@ -38,31 +38,31 @@ def test_table_1_has_the_base_first_and_averages_over_its_own_rows(plan):
 
 def test_matched_reward_is_read_where_a_training_first_gets_there(plan):
     found = results.read(plan)
-    assert results.level(found, 0.9) == pytest.approx(0.209)
-    by_name = {line.name: line for line in results.matched(found, 0.9)}
+    assert tables.level(found, 0.9) == pytest.approx(0.209)
+    by_name = {line.name: line for line in tables.matched(found, 0.9)}
     kept = by_name["flow_grpo"].kept["vendi/dino"]
     assert kept == [pytest.approx((8 - 0.9 * (4.0 + 0.02 * s)) / 8) for s in (1, 2)]
     assert (by_name["slow"].reached, by_name["slow"].seeds) == (0, 2)
     assert by_name["slow"].kept["vendi/dino"] == []
     assert by_name["ours"].gain[0] == pytest.approx(0.95)
-    assert results.early_stopping(found, "vendi/dino", 0.9) == {1: kept[0], 2: kept[1]}
+    assert tables.early_stopping(found, "vendi/dino", 0.9) == {1: kept[0], 2: kept[1]}
 
 
 def test_choosing_among_the_bases_pictures_counts_from_the_base(plan):
     found = results.read(plan)
-    rewards, values = results.chosen(found, "vendi/dino")
+    rewards, values = tables.chosen(found, "vendi/dino")
     np.testing.assert_allclose(rewards, [0.2, 0.205, 0.21])
     np.testing.assert_allclose(values, [8.0, 8.0 * 5.5 / 6, 8.0 * 5 / 6])
-    assert results.selected(found, "vendi/dino", 0.5) == pytest.approx(5.5 / 6)
-    assert results.selected(found, "vendi/dino", 1.5) is None, "the pool has no such pictures"
-    assert results.selected(replace(found, selection=()), "vendi/dino", 0.5) is None
+    assert tables.selected(found, "vendi/dino", 0.5) == pytest.approx(5.5 / 6)
+    assert tables.selected(found, "vendi/dino", 1.5) is None, "the pool has no such pictures"
+    assert tables.selected(replace(found, selection=()), "vendi/dino", 0.5) is None
 
 
 def test_distance_from_the_frontier_is_at_the_same_reward(plan):
     """Rows whose Vendi falls in a line with reward; the reference's own line is the frontier."""
     found = results.read(plan)
     only = replace(found, runs={k: v for k, v in found.runs.items() if k != "slow"})
-    frontier = results.frontier(only, "vendi/dino")
+    frontier = tables.frontier(only, "vendi/dino")
     assert frontier.r2 > 0.999
     assert frontier.r2_all < 0.9, "the other rows lie elsewhere"
     assert frontier.above["flow_grpo"] == pytest.approx([0.0, 0.0], abs=2e-3)
@@ -74,7 +74,7 @@ def test_distance_from_the_frontier_is_at_the_same_reward(plan):
 
 
 def test_the_verdict_leaves_out_the_spaces_that_were_trained_on(plan):
-    lines = report.verdict(results.read(plan))
+    lines = tables.verdict(results.read(plan))
     assert [line.split(":")[0] for line in lines] == [
         "marginal, clip space",
         "marginal, dino space",
@@ -104,6 +104,7 @@ def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     assert "geneval" not in found.runs
     numbers = json.loads((page.parent / "results.json").read_text())
     assert len(numbers["selection"]) == 3
+    assert numbers["movement"]["pec"][0] == {"size": 0.0, "shared": 0.0, "of_prompt": 0.0}
     assert numbers["curves"]["pec"]["1"]["20"]["quality/pickscore"] == pytest.approx(0.21)
     drawn = sorted(path.stem for path in (page.parent / "figures").glob("*.png"))
     assert drawn == sorted(

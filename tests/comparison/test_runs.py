@@ -61,7 +61,7 @@ def test_runs_are_trained_and_judged_once_and_go_on_where_they_stopped(path):
     [run] = found.runs["flow_grpo"]
     assert sorted(run.evaluations) == [0, 1, 2]
     assert run.evaluations[1]["vendi/clip"] != run.evaluations[0]["vendi/clip"]
-    assert found.picture_of("base").shape == (3, 3, 3, 16, 16)
+    assert found.base_pictures().shape == (3, 3, 3, 16, 16)
     rewards = [chosen["quality/pickscore"] for chosen in found.selection]
     assert rewards == sorted(rewards)
     assert rewards[-1] > rewards[0]
