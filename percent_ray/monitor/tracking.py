@@ -5,6 +5,8 @@ MLflow gets a copy through a bounded queue. What a slow or dead server does not 
 counted.
 """
 
+import contextlib
+import fcntl
 import logging
 import math
 import os
@@ -12,7 +14,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -160,11 +162,23 @@ class Tracker:
     def _connect(self) -> tuple["MlflowClient", str]:
         """The client and the run id; tried again at every delivery until it works once."""
         if self._client is None or self._run_id is None:
-            client = _client(self.uri)
-            self._run_id = self._continue_run(client) or self._create_run(client)
+            with self._alone():
+                client = _client(self.uri)
+                self._run_id = self._continue_run(client) or self._create_run(client)
             self._client = client
             self._log_params(client, self._run_id)
         return self._client, self._run_id
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One run of the folder at a time: MLflow makes its tables at the first call, and of two
+        processes that do so at once one fails."""
+        if self._artifacts is None:  # a server, which does that by itself
+            yield
+            return
+        with (self.folder.parent / "mlflow.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _continue_run(self, client: "MlflowClient") -> str | None:
         from mlflow.exceptions import MlflowException

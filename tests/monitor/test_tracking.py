@@ -1,4 +1,6 @@
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -75,6 +77,40 @@ def test_everything_is_in_the_folder_and_in_mlflow(tmp_path, client_class):
     other.metrics(3, {"reward/mean": 1.0})
     other.close()
     assert other.run_id not in (None, run.run_id, "0" * 32)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from percent_ray.monitor.tracking import Tracker, _client
+_client("sqlite://")  # imported before the runs start together
+print("ready", flush=True)
+sys.stdin.readline()
+run = Tracker(Path(sys.argv[1]), tracking_uri="", experiment="tests", run_name="a", flush_s=200)
+run.metrics(0, {"reward/mean": 0.5})
+run.close()
+sys.exit(run.lost)
+"""
+
+
+def test_runs_that_start_together_in_a_new_folder_lose_nothing(tmp_path):
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN, str(tmp_path / name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("a", "b", "c")
+    ]
+    assert [run.stdout.readline() for run in runs if run.stdout] == 3 * ["ready\n"]
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    for run in runs:
+        run.communicate(timeout=240)
+    assert [run.returncode for run in runs] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("server", ["closed_port", "black_hole"])
