@@ -1,6 +1,7 @@
 """What a comparison runs: rows of a table, each a method on the same recipe, over seeds."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from percent_ray import recipe as recipes
 from percent_ray.config import Recipe
+from percent_ray.evaluation.aggregate import FRONTIER_POINTS
 from percent_ray.explain import explain
 from percent_ray.recipe import RecipeError
 from percent_ray.section import Section
@@ -108,7 +110,8 @@ def load(
     """The plan of a comparison's file. `overrides` are of every row's recipe, `rows` chooses some,
     `settings` replace keys of the comparison (those that are None do not).
 
-    Every recipe is validated here. Raises RecipeError with one line for each problem.
+    Every recipe is validated here, and that a report can be made of the rows. Raises RecipeError
+    with one line for each problem.
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), recipes.Loader)
@@ -130,6 +133,27 @@ def load(
         changes = {"seeds": comparison.seeds[:1], "name": f"{comparison.name}_quick"}
         comparison = comparison.model_copy(update=changes)
     plan = Plan(comparison, base, overrides)
-    for row in comparison.rows:
-        plan.recipe(row, comparison.seeds[0])
+    recipes_of = {row: plan.recipe(row, comparison.seeds[0]) for row in comparison.rows}
+    problem = _no_frontier(comparison, recipes_of)
+    if problem:
+        raise RecipeError([f"{path}: {problem}"])
     return plan
+
+
+def _no_frontier(comparison: Comparison, recipes_of: Mapping[str, Recipe]) -> str | None:
+    """Why the report could not compare these rows with early stopping, if so."""
+    references = [
+        name for name, row in comparison.rows.items() if (row.kind, row.table) == ("reference", "1")
+    ]
+    if not references:
+        return "none of the rows is a reference of table 1, which all are compared with; add one"
+    judged = len(comparison.seeds) * sum(
+        math.ceil(recipes_of[name].run.steps / recipes_of[name].run.checkpoint_every)
+        for name in references
+    )
+    if judged < FRONTIER_POINTS:
+        return (
+            f"the rows of kind reference have {judged} checkpoints and a frontier needs "
+            f"{FRONTIER_POINTS}; set run.checkpoint_every lower or run.steps higher"
+        )
+    return None

@@ -170,7 +170,7 @@ class Frontier:
 def frontier(results: Results, space: str) -> Frontier:
     """All checkpoints count, so that this is less noisy than `matched` at one reward.
 
-    Raises ValueError where the references have fewer than 3 checkpoints.
+    Raises ValueError where the references have too few checkpoints.
     """
     start, whole = results.base[results.reward], results.base[space]
 

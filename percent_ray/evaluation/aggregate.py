@@ -9,6 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 
+FRONTIER_POINTS = 3
+"""Evaluations that a frontier is fitted to, at the least."""
+
 
 def normalized_average(rows: ArrayLike) -> NDArray[np.float64]:
     """Norm.Avg of each row: min-max over the rows of the table, column by column, then the mean.
@@ -58,11 +61,11 @@ def frontier_fit(
 ) -> tuple[NDArray[np.float64], float]:
     """How `values` fall as reward is gained: (c, r2) of values = c_1 gain + c_2 gain^2.
 
-    Both are counted from the base model, where they are 0. Raises ValueError for fewer than 3
-    evaluations.
+    Both are counted from the base model, where they are 0. Raises ValueError for fewer than
+    `FRONTIER_POINTS` evaluations.
     """
-    if len(rewards) < 3:
-        raise ValueError(f"a frontier needs 3 evaluations or more, got {len(rewards)}")
+    if len(rewards) < FRONTIER_POINTS:
+        raise ValueError(f"a frontier needs {FRONTIER_POINTS} evaluations, got {len(rewards)}")
     powers = np.stack([rewards, rewards**2], axis=1)
     coefficients = np.linalg.lstsq(powers, values, rcond=None)[0]
     residual = values - powers @ coefficients

@@ -39,7 +39,7 @@ def build(folder: Path) -> Path:
     """A comparison's file with its base recipe; nothing has been run."""
     (folder / "prompts.txt").write_text("a red circle\na blue square\n")
     recipe = {
-        "run": {"steps": 20, "checkpoint_every": 10},
+        "run": {"steps": 20, "checkpoint_every": 5},
         "sampling": {"group_size": 4, "batch_size": 4},
         "scorers": {"clip": {}, "dino": {}},
         "learner": {"micro_batch": 2},
@@ -97,7 +97,7 @@ def finish(plan: Plan) -> None:
             shift = 0.02 * seed
             at = {
                 v: numbers(BASE_REWARD + gained * v / 20, BASE_VENDI - (lost + shift) * v / 20)
-                for v in (10, 20)
+                for v in (5, 10, 15, 20)
             }
             write(folder, at)
             history = History(folder / "metrics.jsonl")

@@ -24,8 +24,17 @@ def test_quick_is_some_rows_and_one_seed_in_a_folder_of_its_own(tmp_path):
 
 
 def test_settings_replace_keys_and_rows_choose(tmp_path):
-    comparison = fabricated.load(tmp_path, rows=["ours"], seeds=[7], workers=None).comparison
-    assert (list(comparison.rows), comparison.seeds, comparison.workers) == (["ours"], (7,), 2)
+    rows = ["slow", "ours", "flow_grpo"]
+    comparison = fabricated.load(tmp_path, rows=rows, seeds=[7], workers=None).comparison
+    assert list(comparison.rows) == ["flow_grpo", "slow", "ours"]
+    assert (comparison.seeds, comparison.workers) == ((7,), 2)
+
+
+def test_rows_that_no_report_can_be_made_of_are_refused_before_anything_runs(tmp_path):
+    with pytest.raises(RecipeError, match="none of the rows is a reference of table 1"):
+        fabricated.load(tmp_path, rows=["ours", "geneval"])
+    with pytest.raises(RecipeError, match="have 2 checkpoints and a frontier needs 3"):
+        plans.load(fabricated.build(tmp_path), ["--run.checkpoint_every", "10"], quick=True)
 
 
 def changed(folder: Path, **keys) -> Path:

@@ -68,8 +68,8 @@ def test_distance_from_the_frontier_is_at_the_same_reward(plan):
     assert frontier.above["flow_grpo"] == pytest.approx([0.0, 0.0], abs=2e-3)
     per_gain = {"pec": 3.0 / 0.010, "ours": 0.5 / 0.0095}
     for name, gained in (("pec", 0.010), ("ours", 0.0095)):
-        # Two checkpoints, at half of the gain and at all of it.
-        expected = 0.75 * gained * (4.03 / 0.010 - per_gain[name]) / 8
+        # Four checkpoints, at a quarter of the gain to all of it.
+        expected = 0.625 * gained * (4.03 / 0.010 - per_gain[name]) / 8
         assert np.mean(frontier.above[name]) == pytest.approx(expected, abs=5e-3)
 
 

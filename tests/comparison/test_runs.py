@@ -36,7 +36,7 @@ def path(tmp_path_factory):
             "judges": ["pickscore"],
             "encoders": ["pickscore", "clip"],
         },
-        "recipe": {"run": {"steps": 2, "checkpoint_every": 1, "keep_checkpoints": 9}},
+        "recipe": {"run": {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9}},
         "rows": {
             "flow_grpo": {"label": "Flow-GRPO", "kind": "reference"},
             "broken": {"label": "broken", "recipe": {"model": {"resolution": 17}}},
@@ -59,7 +59,7 @@ def test_runs_are_trained_and_judged_once_and_go_on_where_they_stopped(path):
 
     found = results.read(plan)
     [run] = found.runs["flow_grpo"]
-    assert sorted(run.evaluations) == [0, 1, 2]
+    assert sorted(run.evaluations) == [0, 1, 2, 3]
     assert run.evaluations[1]["vendi/clip"] != run.evaluations[0]["vendi/clip"]
     assert found.base_pictures().shape == (3, 3, 3, 16, 16)
     rewards = [chosen["quality/pickscore"] for chosen in found.selection]
@@ -67,14 +67,14 @@ def test_runs_are_trained_and_judged_once_and_go_on_where_they_stopped(path):
     assert rewards[-1] > rewards[0]
 
     made = (run.folder / "checkpoints").stat().st_mtime_ns
-    longer = plans.load(path, ["--run.steps", "3"], rows=["flow_grpo"])
+    longer = plans.load(path, ["--run.steps", "4"], rows=["flow_grpo"])
     assert runs.unfinished(longer) == [("flow_grpo", 1)]
     assert [error for *_, error in runs.run_all(longer)] == [None, None]
     assert (run.folder / "checkpoints").stat().st_mtime_ns > made
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
     trained = [line["step"] for line in lines if "time/step_s" in line["metrics"]]
-    assert trained == [0, 1, 2], "steps 0 and 1 were not trained again"
-    assert sorted(results.read(longer).runs["flow_grpo"][0].evaluations) == [0, 1, 2, 3]
+    assert trained == [0, 1, 2, 3], "steps 0 to 2 were not trained again"
+    assert sorted(results.read(longer).runs["flow_grpo"][0].evaluations) == [0, 1, 2, 3, 4]
 
 
 def test_a_run_that_was_stopped_is_not_taken_for_finished(path, tmp_path, monkeypatch):

@@ -65,5 +65,5 @@ def test_a_frontier_through_the_base_is_found_again_and_says_what_reward_explain
     assert r2 == pytest.approx(1.0)
     noise = np.random.default_rng(0).normal(size=(2, 400))
     assert abs(frontier_fit(noise[0], noise[1])[1]) < 0.05
-    with pytest.raises(ValueError, match="3 evaluations or more, got 2"):
+    with pytest.raises(ValueError, match="needs 3 evaluations, got 2"):
         frontier_fit(gains[:2], lost[:2])
