@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
 from percent_ray import recipe as recipes
 from percent_ray.config import Recipe
@@ -67,6 +67,15 @@ class Comparison(Section):
     """By a short name."""
     quick: tuple[str, ...] = ()
     """Rows of `--quick`, with one seed."""
+
+    @model_validator(mode="after")
+    def _pool_is_larger(self) -> Self:
+        if 0 < self.pool < self.evaluation.images:
+            raise ValueError(
+                f"pool {self.pool} has fewer pictures than evaluation.images "
+                f"{self.evaluation.images}; set it to ten times as many, or to 0"
+            )
+        return self
 
     @property
     def home(self) -> Path:

@@ -155,7 +155,6 @@ def _judge_base(recipe: Recipe, comparison: Comparison) -> str | None:
     folder = comparison.home / "runs" / BASE
     evaluation, pool = comparison.evaluation, comparison.pool
     selected = {"protocol": _protocol(evaluation), "pool": pool}
-
     judged = _made_under({"protocol": _protocol(evaluation)}, folder / RESULT)
     chosen = not pool or _made_under(selected, folder / SELECTION)
 

@@ -54,6 +54,7 @@ def changed(folder: Path, **keys) -> Path:
         ({"quick": ["pecc"]}, "no row pecc"),
         ({"base": "nowhere.yaml"}, "no such file"),
         ({"workers": 0}, "workers: got 0, needs a number above 0"),
+        ({"pool": 3}, "pool 3 has fewer pictures than evaluation.images 4"),
     ],
 )
 def test_a_wrong_file_is_one_line_that_names_the_row(tmp_path, keys, message):
