@@ -10,10 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from percent_ray import recipe as recipes
 from percent_ray.arguments import RECIPE_FILE
 from percent_ray.config import Recipe, locate_prompts
 from percent_ray.data.prompts import PromptStream, read_prompts
+from percent_ray.evaluation.movement import movement
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.monitor import plots
@@ -24,6 +27,8 @@ from percent_ray.types import Prompt, Span
 
 ERRORS = "error.txt"
 """The traceback of what ended a run, in its folder."""
+FIRST = "first_probe.npz"
+"""The first probe's pictures, beside the grids: `images` uint8 [P, K, 3, h, w]."""
 TIMELINE_STEPS = 3
 """Steps in the timeline picture: enough to see the learner work beside the next step's sampling."""
 
@@ -146,12 +151,27 @@ class Journal:
         self, version: int, metrics: Mapping[str, float], pictures: Sequence[tuple[str, Any]]
     ) -> None:
         """Metrics of probes are logged at the version that drew them, under `probe/`."""
+        metrics = {**metrics, **self._moved(version, pictures)}
         self._probes.append(metrics)
         self._tracker.metrics(version, {f"{PROBE}{name}": v for name, v in metrics.items()})
         path = self._tracker.folder / "pictures" / f"grid_{version:05d}.png"
         plots.grid(pictures, path)
         self._tracker.file(path, "pictures")
         self.pictures.append(path)
+
+    def _moved(self, version: int, pictures: Sequence[tuple[str, Any]]) -> dict[str, float]:
+        """Where the probe's pictures are, counted from those of the model before training, which
+        the run's folder keeps. A move that all pictures share is the first sign of a collapse."""
+        path = self._tracker.folder / "pictures" / FIRST
+        images = np.stack([images for _, images in pictures])
+        if version == 0:
+            path.parent.mkdir(exist_ok=True)
+            np.savez_compressed(path, images=images)
+        if not path.is_file():
+            return {}
+        with np.load(path) as file:
+            moved = movement(file["images"], images)
+        return {f"movement/{name}": value for name, value in asdict(moved).items()}
 
     def draw(self) -> None:
         """The timeline of the last steps, and the run's curves."""

@@ -13,6 +13,7 @@ from percent_ray.monitor.metrics import (
     POLICY_ENTROPY,
     PROBE,
     REWARD,
+    SHARED,
     VENDI,
     by_space,
 )
@@ -32,6 +33,9 @@ COLOURS = {
 }
 """Of stages; distinct also for colour-blind readers."""
 OTHER = "#666666"
+
+Choose = Callable[[Mapping[str, float]], Mapping[str, float]]
+"""Lines of a panel, value by name, out of the metrics of one step."""
 
 
 def timeline(spans: Sequence[Span], path: Path) -> None:
@@ -85,47 +89,45 @@ def grid(groups: Sequence[tuple[str, UInt8[np.ndarray, "K 3 h w"]]], path: Path)
 
 
 def curves(jsonl: Path, path: Path) -> None:
-    """Reward, entropies and Vendi over the steps of a metrics file: thin as trained, where every
-    step has other prompts, and strong on the probes, whose prompts and noise are fixed."""
+    """What a run has done to reward and diversity, from its metrics file: pale as trained, where
+    every step has other prompts, and strong on the probes, whose prompts and noise are fixed."""
     from matplotlib.ticker import MaxNLocator
 
     steps = history.read(jsonl)
-    sheet = figure(9, 5.2)
-    panels: list[tuple[str, Callable[[dict[str, float]], dict[str, float]]]] = [
-        ("reward", lambda m: {"": m[REWARD]} if REWARD in m else {}),
-        ("perceptual entropy (nats)", lambda m: by_space(m, PERCEPTUAL_ENTROPY)),
-        (
-            "policy entropy (nats a dimension)",
-            lambda m: {"": m[POLICY_ENTROPY]} if POLICY_ENTROPY in m else {},
-        ),
-        ("Vendi in the group", lambda m: by_space(m, VENDI)),
-    ]
-    for number, (title, choose) in enumerate(panels, start=1):
-        axes = sheet.add_subplot(2, 2, number)
+    sheet = figure(13, 5.2)
+    for number, (title, choose) in enumerate(PANELS.items(), start=1):
+        axes = sheet.add_subplot(2, 3, number)
         trained = _lines(steps, choose)
         probed = _lines({step: by_space(metrics, PROBE) for step, metrics in steps.items()}, choose)
-        for (name, points), colour in zip(trained.items(), COLOURS.values(), strict=False):
-            fixed = probed.get(name)
-            (line,) = axes.plot(*zip(*points, strict=True), color=colour, lw=1.5)
-            if fixed is None:
-                line.set(marker=".", label=name)
-            else:
-                line.set(alpha=0.35)
+        for name, colour in zip(trained | probed, COLOURS.values(), strict=False):
+            points, fixed = trained.get(name), probed.get(name)
+            if points:
+                label, marker, alpha = ("", "", 0.35) if fixed else (name, ".", 1.0)
+                (line,) = axes.plot(*zip(*points, strict=True), color=colour, lw=1.5)
+                line.set(label=label, marker=marker, alpha=alpha)
+            if fixed:
                 label = f"{name} probes".strip()
                 axes.plot(*zip(*fixed, strict=True), label=label, color=colour, marker="o", lw=2)
         axes.set_title(title, loc="left", fontsize=10)
         axes.ticklabel_format(useOffset=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if number > 2:
+        if number > 3:
             axes.set_xlabel("step")
-        if probed or any(trained):
+        if any(axes.get_legend_handles_labels()[1]):
             axes.legend(frameon=False, fontsize=8)
         plain(axes, grid="y")
     save(sheet, path)
 
 
+def _only(*names: str) -> Choose:
+    """The metrics of these names; one alone needs no name of its own."""
+    return lambda metrics: {
+        "" if len(names) == 1 else name: metrics[name] for name in names if name in metrics
+    }
+
+
 def _lines(
-    steps: Mapping[int, dict[str, float]], choose: Callable[[dict[str, float]], dict[str, float]]
+    steps: Mapping[int, Mapping[str, float]], choose: Choose
 ) -> dict[str, list[tuple[int, float]]]:
     """The points (step, value) of each name that `choose` finds."""
     lines: dict[str, list[tuple[int, float]]] = {}
@@ -133,6 +135,17 @@ def _lines(
         for name, value in choose(metrics).items():
             lines.setdefault(name, []).append((step, value))
     return lines
+
+
+PANELS: Mapping[str, Choose] = {
+    "reward": _only(REWARD),
+    "Vendi in the group": lambda metrics: by_space(metrics, VENDI),
+    "change of the pictures that all share": _only(SHARED),
+    "policy entropy (nats a dimension)": _only(POLICY_ENTROPY),
+    "perceptual entropy (nats)": lambda metrics: by_space(metrics, PERCEPTUAL_ENTROPY),
+    "clipped ratios": _only("ratio/clip_low", "ratio/clip_high"),
+}
+"""Of `curves`: title and lines."""
 
 
 def tile(images: UInt8[np.ndarray, "K 3 h w"], columns: int) -> UInt8[np.ndarray, "h W 3"]:

@@ -11,6 +11,7 @@ from percent_ray.monitor.metrics import (
     IMAGES_PER_S,
     PERCEPTUAL_ENTROPY,
     REWARD,
+    SHARED,
     STEP_S,
     VENDI,
     by_space,
@@ -108,7 +109,7 @@ def summary(
     everything is."""
     lines = ["", "done"]
     for name in last:
-        if name == REWARD or name.startswith((PERCEPTUAL_ENTROPY, VENDI)):
+        if name in (REWARD, SHARED) or name.startswith((PERCEPTUAL_ENTROPY, VENDI)):
             before = f"{first[name]:.4f}" if name in first else "-"
             lines.append(f"  {name:<34} {before} -> {last[name]:.4f}")
     places = {

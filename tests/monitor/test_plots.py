@@ -62,6 +62,14 @@ def test_curves_draw_probes_strong_and_training_pale(tmp_path):
     assert shows(tmp_path / "b.png", plots.COLOURS["sample"])
 
 
+def test_curves_draw_what_only_probes_measure(tmp_path):
+    history = History(tmp_path / "metrics.jsonl")
+    for step in range(3):
+        history.append(step, {"probe/movement/shared": 0.2 * step})
+    plots.curves(history.path, tmp_path / "curves.png")
+    assert shows(tmp_path / "curves.png", plots.COLOURS["sample"])
+
+
 @pytest.mark.parametrize("draw", [plots.timeline, plots.grid])
 def test_nothing_to_draw_is_an_error(tmp_path, draw):
     with pytest.raises(ValueError, match="to draw"):

@@ -1,0 +1,53 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from percent_ray.monitor.terminal import Terminal
+from percent_ray.run import Journal
+
+PICTURES = np.random.default_rng(0).integers(60, 120, (2, 4, 3, 8, 8), dtype=np.uint8)
+
+
+class Tracker:
+    """The folder and the metrics of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found: dict[int, dict[str, float]] = {}
+
+    def metrics(self, step, values):
+        self.found.setdefault(step, {}).update(values)
+
+    def file(self, path, folder):
+        assert path.is_file()
+
+
+def probe(folder: Path, version: int, pictures) -> dict[str, float]:
+    """The metrics of one probe, seen by a journal of its own, as after `--resume`."""
+    tracker = Tracker(folder)
+    console = Console(file=io.StringIO())
+    Journal(tracker, Terminal(2, console=console)).probe(
+        version, {"reward/mean": 0.5}, [(str(i), images) for i, images in enumerate(pictures)]
+    )
+    return tracker.found[version]
+
+
+def test_a_probe_says_how_its_pictures_moved_since_the_first_one(tmp_path):
+    first = probe(tmp_path, 0, PICTURES)
+    assert first == {
+        "probe/reward/mean": 0.5,
+        **{f"probe/movement/{name}": 0.0 for name in ("size", "shared", "of_prompt")},
+    }
+    brighter = probe(tmp_path, 10, PICTURES + np.uint8(51))
+    assert brighter["probe/movement/size"] == pytest.approx(0.2**2)
+    assert brighter["probe/movement/shared"] == pytest.approx(1.0)
+    only_one = PICTURES.copy()
+    only_one[0, 0] += 51
+    assert probe(tmp_path, 20, only_one)["probe/movement/shared"] == pytest.approx(1 / 8)
+
+
+def test_a_run_without_its_first_pictures_says_nothing_of_movement(tmp_path):
+    assert probe(tmp_path, 10, PICTURES) == {"probe/reward/mean": 0.5}
