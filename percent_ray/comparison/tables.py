@@ -214,6 +214,9 @@ def verdict(results: Results, share: float = 0.9, keep: float = 0.8) -> list[str
     for line in matched(results, share):
         if line.kind != "ours":
             continue
+        if line.seeds < 2:
+            found.append(f"{line.label}: one seed, which has no spread; no verdict")
+            continue
         if line.reached < line.seeds:
             found.append(
                 f"{line.label}: {line.reached} of {line.seeds} seeds reach {share:.0%} of the "

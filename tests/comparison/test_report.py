@@ -84,6 +84,12 @@ def test_the_verdict_leaves_out_the_spaces_that_were_trained_on(plan):
     assert not any("not above" in line for line in lines)
 
 
+def test_one_seed_gets_no_verdict(plan):
+    found = results.read(plan)
+    first = replace(found, runs={name: runs[:1] for name, runs in found.runs.items()})
+    assert tables.verdict(first) == ["marginal: one seed, which has no spread; no verdict"]
+
+
 def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     found = results.read(plan)
     page = report.write(found, results.read(plan, "s1"), "python jobs/compare.py <x>")
