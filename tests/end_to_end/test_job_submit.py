@@ -45,6 +45,8 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
             *(f"--port={free_port()}", f"--dashboard-port={dashboard}"),
             *("--dashboard-host=127.0.0.1", f"--temp-dir={temporary}"),
             f"--ray-client-server-port={free_port()}",
+            # A fixed one by default: beside another cluster the job server would find no agent.
+            f"--dashboard-agent-listen-port={free_port()}",
         ],
         env={k: v for k, v in environment.items() if k != "RAY_ADDRESS"},
         stdout=subprocess.DEVNULL,
