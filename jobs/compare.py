@@ -57,8 +57,9 @@ def main() -> None:
         )
         failed = [] if arguments.report else train(chosen, runs)
         found = results.read(chosen)
-        page = report.write(found, results.read(chosen, "s1"), shlex.join(["python", *sys.argv]))
-        report.track(found, "", "percent_ray")
+        numbers = tables.tabulate(found, results.read(chosen, "s1"))
+        page = report.write(found, numbers, shlex.join(["python", *sys.argv]))
+        report.track(found, numbers, "", "percent_ray")
     except RecipeError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
@@ -69,7 +70,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
-    print("\n".join(["", *tables.verdict(found), "", f"report: {page}"]))
+    print("\n".join(["", *numbers.verdict, "", f"report: {page}"]))
     if failed:
         print("\n".join(["failed:", *failed]), file=sys.stderr)
         raise SystemExit(1)

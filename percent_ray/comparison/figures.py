@@ -144,13 +144,13 @@ def figure_6(results: Results, path: Path) -> bool:
     judged checkpoints. Entropy regularisation with a space is PEC's native form."""
     methods = {name: row.recipe.get("method", {}) for name, row in results.rows.items()}
     reward = [results.comparison.evaluation.judges[0]]
-    chosen = [] if results.reference is None else [results.reference]
+    names = [] if results.reference is None else [results.reference]
     for name, method in methods.items():
         shaped = method.get("name") in ("pec", "pcvae") and not method.get("relative")
         native = method.get("name") == "entropy_reg" and "spaces" in method
         if (shaped or native) and list(method.get("spaces", reward)) == reward:
-            chosen.append(name)
-    return _judged(results, path, chosen)
+            names.append(name)
+    return _judged(results, path, names)
 
 
 def figure_7(results: Results, path: Path) -> bool:

@@ -10,18 +10,17 @@ from pathlib import Path
 from percent_ray.comparison import figures
 from percent_ray.comparison.page import page
 from percent_ray.comparison.results import Results
-from percent_ray.comparison.tables import Line, Tables, table_1, tabulate
+from percent_ray.comparison.tables import Line, Tables
 from percent_ray.monitor.tracking import Tracker
 
 
-def write(results: Results, geneval: Results, command: str) -> Path:
+def write(results: Results, tables: Tables, command: str) -> Path:
     """Write `report.html`, its tables and figures into the comparison's folder; returns the page.
 
-    `results` are those of table 1, `geneval` those of table S1; `command` is what makes it anew.
+    `results` are those of table 1; `command` is what makes it anew.
     """
     folder = results.comparison.home
     drawn = figures.draw(results, folder / "figures")
-    tables = tabulate(results, geneval)
     _write_csv(tables.lines, folder / "table_1.csv")
     if tables.tasks:
         _write_csv(tables.tasks, folder / "table_s1.csv")
@@ -31,7 +30,7 @@ def write(results: Results, geneval: Results, command: str) -> Path:
     return path
 
 
-def track(results: Results, tracking_uri: str, experiment: str) -> None:
+def track(results: Results, tables: Tables, tracking_uri: str, experiment: str) -> None:
     """A copy of the report and of every number in MLflow, as a run of the comparison's name."""
     folder = results.comparison.home
     tracker = Tracker(
@@ -41,7 +40,7 @@ def track(results: Results, tracking_uri: str, experiment: str) -> None:
         run_name=results.comparison.name,
     )
     tracker.params({"seeds": results.comparison.seeds, "rows": ", ".join(results.runs)})
-    for line in table_1(results):
+    for line in tables.lines:
         for name, (mean, _) in line.cells.items():
             tracker.metrics(0, {f"{line.name}/{name}".replace(" ", "_"): mean})
     for name in ("report.html", "table_1.csv", "results.json", "figures"):

@@ -107,12 +107,11 @@ def matched(results: Results, share: float) -> list[Matched]:
         kept: dict[str, list[float]] = {space: [] for space in results.vendi}
         reached = 0
         for run in runs:
-            _, rewards = run.judged(results.reward)
             for space in results.vendi:
-                value = at_reward(rewards, run.judged(space)[1], wanted)
-                if value is not None:
-                    kept[space].append(value / results.base[space])
-            reached += bool(rewards.max() >= wanted)
+                share_kept = _kept(results, space, _path(results, run, space), wanted)
+                if share_kept is not None:
+                    kept[space].append(share_kept)
+            reached += bool(run.judged(results.reward)[1].max() >= wanted)
         gains = [(run.last[results.reward] - start) / (whole - start) for run in runs]
         row = results.rows[name]
         found.append(
@@ -124,16 +123,27 @@ def matched(results: Results, share: float) -> list[Matched]:
 def early_stopping(results: Results, space: str, share: float) -> dict[int, float]:
     """By seed, the largest share of the base's Vendi that any reference row keeps at the reward of
     `share`: the best that stopping early, at the best learning rate, would have done."""
+    wanted = level(results, share)
     best: dict[int, float] = {}
     for name, row in results.rows.items():
         if row.kind != "reference":
             continue
         for run in results.runs[name]:
-            rewards, values = run.judged(results.reward)[1], run.judged(space)[1]
-            value = at_reward(rewards, values, level(results, share))
-            if value is not None:
-                best[run.seed] = max(best.get(run.seed, 0.0), value / results.base[space])
+            kept = _kept(results, space, _path(results, run, space), wanted)
+            if kept is not None:
+                best[run.seed] = max(best.get(run.seed, 0.0), kept)
     return best
+
+
+def _path(results: Results, run: Run, space: str) -> Curve:
+    """(reward, Vendi) of a run's judged checkpoints, from the base on."""
+    return run.judged(results.reward)[1], run.judged(space)[1]
+
+
+def _kept(results: Results, space: str, path: Curve, wanted: float) -> float | None:
+    """The share of the base's Vendi where a path of (reward, Vendi) first reaches a reward."""
+    value = at_reward(*path, wanted)
+    return None if value is None else value / results.base[space]
 
 
 def chosen(results: Results, space: str) -> Curve:
@@ -150,8 +160,7 @@ def selected(results: Results, space: str, share: float) -> float | None:
     pool has no such pictures, or there is none."""
     if not results.selection:
         return None
-    value = at_reward(*chosen(results, space), level(results, share))
-    return None if value is None else value / results.base[space]
+    return _kept(results, space, chosen(results, space), level(results, share))
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,8 @@ def frontier(results: Results, space: str) -> Frontier:
 
     def path(run: Run) -> tuple[np.ndarray, np.ndarray]:
         """(reward gained, share of Vendi lost, below 0) after the base model."""
-        return run.judged(results.reward)[1][1:] - start, run.judged(space)[1][1:] / whole - 1
+        rewards, values = _path(results, run, space)
+        return rewards[1:] - start, values[1:] / whole - 1
 
     def fit(runs: Sequence[Run]) -> tuple[np.ndarray, float]:
         gains, losses = zip(*map(path, runs), strict=True) if runs else ((), ())

@@ -92,7 +92,8 @@ def test_one_seed_gets_no_verdict(plan):
 
 def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     found = results.read(plan)
-    page = report.write(found, results.read(plan, "s1"), "python jobs/compare.py <x>")
+    numbers = tables.tabulate(found, results.read(plan, "s1"))
+    page = report.write(found, numbers, "python jobs/compare.py <x>")
     text = page.read_text()
     assert 'src="data:image/png;base64,' in text
     assert text.count("<img ") == 8
@@ -125,4 +126,5 @@ def test_a_part_of_the_runs_makes_a_report_too(tmp_path):
     fabricated.finish(fabricated.load(tmp_path, rows=["flow_grpo"]))
     found = results.read(plan)
     assert list(found.runs) == ["flow_grpo"]
-    assert report.write(found, results.read(plan, "s1"), "x").is_file()
+    numbers = tables.tabulate(found, results.read(plan, "s1"))
+    assert report.write(found, numbers, "x").is_file()
