@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import cv2
@@ -10,10 +11,10 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import CLIPModel, CLIPProcessor, Dinov2Model
 
+from jobs.pretrain_shapes import clip, dino, flow, preferences, prompts, report, vae
+from jobs.pretrain_shapes.common import Ema, Rates, fit, psnr, to_unit, warmup_cosine
+from jobs.pretrain_shapes.views import augment, corrupt
 from percent_ray.shapes import scenes
-from percent_ray.shapes.pretrain import clip, dino, flow, preferences, prompts, report, vae
-from percent_ray.shapes.pretrain.common import Ema, psnr, warmup_cosine
-from percent_ray.shapes.pretrain.views import augment, corrupt
 
 
 def test_two_steps_of_everything_write_loadable_folders(tmp_path):
@@ -25,18 +26,17 @@ def test_two_steps_of_everything_write_loadable_folders(tmp_path):
         tmp_path / "sd3", text_encoder_3=None, tokenizer_3=None
     )
     assert pipe.transformer.config.in_channels == vae.LATENT_CHANNELS
-    clip.train(tmp_path / "clip", seed=0, steps=2, batch=4, scene_count=16)
-    start = CLIPModel.from_pretrained(tmp_path / "clip", dtype=torch.float32)
+    flow.distill(tmp_path / "sd3", seed=0, steps=1, batch=2, scene_count=8)
+    student = flow.load(tmp_path / "sd3")
+    for name in ("text_encoder", "text_encoder_2"):
+        before, after = getattr(pipe, name).state_dict(), getattr(student, name).state_dict()
+        assert all(torch.equal(before[key].float(), after[key]) for key in before)
+    clip.train(tmp_path / "pickscore", seed=0, steps=2, batch=4, scene_count=16)
     preferences.train(
-        tmp_path / "pickscore",
-        start=start,
-        vae=autoencoder,
-        seed=0,
-        steps=2,
-        batch=4,
-        scene_count=100,
+        tmp_path / "pickscore", vae=autoencoder, seed=0, steps=2, batch=4, scene_count=100
     )
-    CLIPModel.from_pretrained(tmp_path / "pickscore")
+    ranker = CLIPModel.from_pretrained(tmp_path / "pickscore")
+    assert ranker.logit_scale.item() == pytest.approx(clip.MAX_SCALE, abs=1e-3)
     CLIPProcessor.from_pretrained(tmp_path / "pickscore")
     dino.train(tmp_path / "dino", seed=0, steps=2, batch=4, scene_count=16)
     Dinov2Model.from_pretrained(tmp_path / "dino")
@@ -59,6 +59,43 @@ def test_ema_follows_and_leaves_the_module_alone():
         ema.update()
     assert ema.average[0].weight.item() == pytest.approx(1.0, abs=1e-3)
     assert module.weight.item() == 1.0
+
+
+def test_fit_is_adamw_with_a_schedule_a_clip_and_an_average():
+    """Against the loop written out; the large loss makes the clip bite at each step."""
+    torch.manual_seed(0)
+    model, frozen = torch.nn.Linear(3, 1), torch.nn.Linear(3, 1).requires_grad_(False)
+    copy, unmoved = deepcopy(model), deepcopy(frozen)
+    inputs, rates = torch.randn(7, 4, 3), Rates(0.1, 0.5, 0.3, beta2=0.9, warmup=2, save_every=3)
+    saved = []
+    fit(
+        "line",
+        [model, frozen],
+        lambda step: (100 * (model(inputs[step]) - 1).square().mean(), ""),
+        lambda averages: saved.append([deepcopy(average.state_dict()) for average in averages]),
+        steps=7,
+        rates=rates,
+    )
+    optimizer = torch.optim.AdamW(copy.parameters(), 0.1, betas=(0.9, 0.9), weight_decay=0.5)
+    factor, means, expected = warmup_cosine(7, 2), deepcopy(copy), []
+    for step in range(7):
+        optimizer.param_groups[0]["lr"] = 0.1 * factor(step)
+        gradients = torch.autograd.grad(
+            100 * (copy(inputs[step]) - 1).square().mean(), list(copy.parameters())
+        )
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        assert norm > 1
+        for p, gradient in zip(copy.parameters(), gradients, strict=True):
+            p.grad = gradient / norm
+        optimizer.step()
+        with torch.no_grad():
+            share = min(0.3, (step + 2) / (step + 11))
+            for mean, now in zip(means.parameters(), copy.parameters(), strict=True):
+                mean.copy_(share * mean + (1 - share) * now)
+        if step in (2, 5, 6):
+            expected.append([deepcopy(means.state_dict()), unmoved.state_dict()])
+    torch.testing.assert_close(saved, expected)
+    torch.testing.assert_close(model.state_dict(), copy.state_dict())
 
 
 def test_psnr_of_a_known_error():
@@ -103,7 +140,7 @@ def test_rejected_pictures_differ_in_the_way_that_they_should():
 @pytest.mark.parametrize("kind", ["blur", "noise", "melt"])
 def test_corruptions_change_pictures_and_keep_their_range(kind):
     torch.manual_seed(0)
-    images = torch.from_numpy(scenes.dataset(4, 0)[0]).float() / 127.5 - 1
+    images = to_unit(scenes.dataset(4, 0)[0])
     spoiled = corrupt(vae.build(), images, kind)
     assert spoiled.shape == images.shape
     assert spoiled.abs().max() <= 1.0001
@@ -128,10 +165,13 @@ def test_grid_lays_pictures_out_row_by_row(tmp_path):
     assert sheet.sum() == 4 * 255
 
 
-def test_the_job_names_what_it_knows():
-    job = Path(__file__).parents[2] / "jobs" / "pretrain_shapes.py"
+@pytest.mark.parametrize("command", [["-m", "jobs.pretrain_shapes"], ["jobs/pretrain_shapes"]])
+def test_the_job_names_what_it_knows(command):
     run = subprocess.run(
-        [sys.executable, str(job), "--only", "vae,gan"], capture_output=True, text=True
+        [sys.executable, *command, "--only", "vae,gan"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 2
     assert "--only has no gan; choose from prompts, vae" in run.stderr

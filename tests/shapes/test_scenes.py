@@ -5,10 +5,10 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
+from jobs.pretrain_shapes.clip import true_detections
+from jobs.pretrain_shapes.prompts import split
 from percent_ray.scorers.geneval import judge
 from percent_ray.shapes import scenes
-from percent_ray.shapes.pretrain.clip import true_detections
-from percent_ray.shapes.pretrain.prompts import split
 
 
 def test_scenes_are_functions_of_their_seed():

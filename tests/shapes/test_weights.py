@@ -16,11 +16,11 @@ from transformers import (
     Dinov2Model,
 )
 
+from jobs.pretrain_shapes import clip, dino, flow, preferences, report, vae
+from jobs.pretrain_shapes.common import psnr, to_unit
+from jobs.pretrain_shapes.text import MAX_LENGTH, WORDS
+from jobs.pretrain_shapes.views import augment
 from percent_ray.shapes import scenes
-from percent_ray.shapes.pretrain import clip, dino, flow, preferences, report, vae
-from percent_ray.shapes.pretrain.common import psnr, to_unit
-from percent_ray.shapes.pretrain.text import MAX_LENGTH, WORDS
-from percent_ray.shapes.pretrain.views import augment
 
 WEIGHTS = Path(str(files("percent_ray.shapes"))) / "weights"
 SEED = 99
@@ -159,6 +159,6 @@ def test_image_processors_are_the_real_ones_and_only_scale():
 
 def test_pictures_follow_their_prompts(pipe):
     """A coarse guard; the quality report measures more pictures."""
-    found, images = report.geneval(pipe, 5, steps=10)
+    shares, images = report.geneval(pipe, 5, steps=10)
     assert images.shape == (30, 3, 32, 32)
-    assert found["overall"] >= 0.3
+    assert shares["overall"] >= 0.3

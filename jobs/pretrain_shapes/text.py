@@ -36,12 +36,13 @@ def build_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_LENGTH)
 
 
-def text_config(tokenizer: CLIPTokenizer, *, width: int, layers: int) -> CLIPTextConfig:
+def text_config(width: int, layers: int) -> CLIPTextConfig:
     """A small text tower that pools the true end token.
 
     The ids must be given: their defaults are those of the original vocabulary, and
     ``eos_token_id=2`` would make CLIP pool at the largest id of the sequence.
     """
+    tokenizer = build_tokenizer()
     ids: dict[str, Any] = {
         f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")
     }

@@ -4,11 +4,11 @@ import math
 from typing import Final
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from percent_ray.shapes.pretrain.vae import decoded_of, posterior_of
+from jobs.pretrain_shapes.vae import decoded_of, posterior_of
 
 CORRUPTIONS: Final = ("blur", "noise", "melt")
 

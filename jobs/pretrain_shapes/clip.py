@@ -17,55 +17,52 @@ from transformers import (
     CLIPVisionConfig,
 )
 
+from jobs.pretrain_shapes.common import Rates, fit, to_unit
+from jobs.pretrain_shapes.text import build_tokenizer, text_config
+from jobs.pretrain_shapes.views import augment
 from percent_ray.scorers.geneval import judge
 from percent_ray.shapes import scenes
-from percent_ray.shapes.pretrain.common import Ema, progress, to_unit, warmup_cosine
-from percent_ray.shapes.pretrain.text import build_tokenizer, text_config
-from percent_ray.shapes.pretrain.views import augment
 
 RECORDS: Final = tuple(record for task in scenes.TASKS for record in scenes.all_metadata(task))
 """Every caption there is: the contrast of the image side is with all of them."""
 MAX_SCALE: Final = float(np.log(100.0))
-IMAGE_MEAN: Final = (0.5, 0.5, 0.5)
 SCENE_TEMPERATURE: Final = 0.1
+VISION: Final[dict[str, Any]] = dict(
+    hidden_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=scenes.SIZE, patch_size=4
+)
+"""The transformer of pictures, in CLIP and in DINOv2."""
+RATES: Final = Rates(lr=1e-3, weight_decay=0.05, decay=0.995, beta2=0.98)
 
 
-def build(tokenizer: CLIPTokenizer) -> CLIPModel:
+def build() -> CLIPModel:
     """An untrained two-tower model: 32x32 pictures in patches of 4, captions of 12 tokens."""
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=256,
-        projection_dim=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=scenes.SIZE,
-        patch_size=4,
-    )
-    text = text_config(tokenizer, width=64, layers=2)
+    vision = CLIPVisionConfig(**VISION, intermediate_size=256, projection_dim=64)
+    text = text_config(64, layers=2)
     return CLIPModel(
         CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
     )
 
 
-def image_processor() -> CLIPImageProcessor:
-    """Pixels to -1..1 at 32x32, in CLIP's own format."""
-    return CLIPImageProcessor(
+def image_processor(kind: type[Any]) -> Any:
+    """Pixels to -1..1 at 32x32, in the format of ``kind``."""
+    return kind(
         size={"shortest_edge": scenes.SIZE},
         crop_size={"height": scenes.SIZE, "width": scenes.SIZE},
-        image_mean=list(IMAGE_MEAN),
-        image_std=list(IMAGE_MEAN),
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
 
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Writes the model in float16 and its processor."""
-    half = build(tokenizer)
+    half = build()
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
-    CLIPProcessor(image_processor(), tokenizer).save_pretrained(folder)
+    processor = image_processor(CLIPImageProcessor)
+    CLIPProcessor(processor, tokenizer).save_pretrained(folder)
     # transformers 5 writes processor_config.json alone; AutoImageProcessor and older readers
     # look for the image processor's own file.
-    image_processor().save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def all_captions(tokenizer: CLIPTokenizer) -> Tensor:
@@ -76,23 +73,23 @@ def all_captions(tokenizer: CLIPTokenizer) -> Tensor:
 
 def true_detections(scene: scenes.Scene) -> dict[str, list[dict[str, Any]]]:
     """What a perfect detector says of a scene."""
-    found: dict[str, list[dict[str, Any]]] = {shape: [] for shape in scenes.SHAPES}
+    detections: dict[str, list[dict[str, Any]]] = {shape: [] for shape in scenes.SHAPES}
     for item in scene.items:
         box = [item.x - item.radius, item.y - item.radius]
         box += [item.x + item.radius, item.y + item.radius]
-        found[item.shape].append({"box": box, "score": 1.0, "color": item.color})
-    return found
+        detections[item.shape].append({"box": box, "score": 1.0, "color": item.color})
+    return detections
 
 
 def truth(drawn: list[scenes.Scene]) -> NDArray[np.bool_]:
     """Which captions are true of which scenes, bool [N, M], by GenEval's rules."""
     table = np.zeros((len(drawn), len(RECORDS)), bool)
     for row, scene in zip(table, drawn, strict=True):
-        found = true_detections(scene)
+        detections = true_detections(scene)
         present = {item.shape for item in scene.items}
         for column, record in enumerate(RECORDS):
             if all(entry["class"] in present for entry in record["include"]):
-                row[column] = judge(found, record)
+                row[column] = judge(detections, record)
     return table
 
 
@@ -129,21 +126,18 @@ def caption_loss(
     logits = model.logit_scale.exp() * pictures @ text_features(model, every).T
     false = logits.masked_fill(holds, -1e4).logsumexp(dim=1, keepdim=True)
     by_picture = (functional.softplus(false - logits) * holds).sum() / holds.sum()
-    columns = logits[:, captions].T
-    others = holds[:, captions].T & ~torch.eye(len(captions), dtype=torch.bool)
-    by_caption = functional.cross_entropy(
-        columns.masked_fill(others, -1e4), torch.arange(len(captions))
-    )
+    own = torch.arange(len(captions))
+    others = holds[:, captions].T & (own[:, None] != own)
+    by_caption = functional.cross_entropy(logits[:, captions].T.masked_fill(others, -1e4), own)
     return 0.5 * (by_picture + by_caption)
 
 
 def same_scene_loss(one: Tensor, two: Tensor) -> Tensor:
     """InfoNCE between two views' unit features [B,D]: each finds its own scene in the other."""
     logits = one @ two.T / SCENE_TEMPERATURE
-    target = torch.arange(len(one))
-    return 0.5 * (
-        functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)
-    )
+    own = torch.arange(len(one))
+    forth, back = functional.cross_entropy(logits, own), functional.cross_entropy(logits.T, own)
+    return 0.5 * (forth + back)
 
 
 def train(
@@ -151,33 +145,23 @@ def train(
 ) -> None:
     """Trains on captions and on views of the same scene; saves the averaged weights."""
     torch.manual_seed(seed)
+    model = build()
     tokenizer = build_tokenizer()
-    model = build(tokenizer)
     every = all_captions(tokenizer)
     images, drawn, captions = draw_set(scene_count, seed)
     holds = torch.from_numpy(truth(drawn))
-    ema = Ema([model], 0.995)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, 100))
-    for step, say in progress(folder.name, steps):
+
+    def loss(_: int) -> tuple[Tensor, str]:
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=MAX_SCALE)
         picked = torch.randint(len(images), (batch,))
         shown = to_unit(images[picked.numpy()])
         one = image_features(model, augment(shown))
         two = image_features(model, augment(shown))
         words = caption_loss(model, one, captions[picked], holds[picked], every)
-        loss = words + 0.5 * same_scene_loss(one, two)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        ema.update()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=MAX_SCALE)
-        if (step + 1) % 50 == 0:
-            say(f"caption loss {words.item():.3f} all {loss.item():.3f}")
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            save(ema.average[0], tokenizer, folder)
+        return words + 0.5 * same_scene_loss(one, two), f"of captions {words.item():.3f}"
+
+    fit(folder.name, [model], loss, lambda means: save(means[0], tokenizer, folder), steps, RATES)
 
 
 @torch.no_grad()

@@ -6,22 +6,18 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
-    StableDiffusion3Pipeline,
-)
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import CLIPModel, Dinov2Model
 
-from percent_ray.evaluation.diversity import vendi
+from jobs.pretrain_shapes import clip, dino, preferences, vae
+from jobs.pretrain_shapes.common import HELD_OUT_SEED, psnr, to_unit
+from jobs.pretrain_shapes.flow import T5_TOKENS, load
+from jobs.pretrain_shapes.views import augment
+from percent_ray.objective.diversity import vendi
 from percent_ray.scorers.geneval import judge
 from percent_ray.shapes import scenes
 from percent_ray.shapes.detect import detect
-from percent_ray.shapes.pretrain import clip, dino, preferences, vae
-from percent_ray.shapes.pretrain.common import HELD_OUT_SEED, psnr, to_unit
-from percent_ray.shapes.pretrain.flow import T5_TOKENS, load
-from percent_ray.shapes.pretrain.views import augment
 
 STEPS: Final = 20
 GUIDANCE: Final = 1.0
@@ -30,42 +26,37 @@ guidance is distilled into it."""
 
 
 def generate(
-    pipe: StableDiffusion3Pipeline,
-    prompts: list[str],
-    *,
-    seed: int,
-    steps: int = STEPS,
-    guidance: float = GUIDANCE,
+    pipe: StableDiffusion3Pipeline, prompts: list[str], *, seed: int, steps: int = STEPS
 ) -> NDArray[np.uint8]:
     """One picture a prompt, uint8 [N,3,32,32]; the noise is a function of ``seed``."""
     made: list[NDArray[np.uint8]] = []
     for start in range(0, len(prompts), 60):
-        result: Any = pipe(
+        output: Any = pipe(
             prompts[start : start + 60],
             num_inference_steps=steps,
-            guidance_scale=guidance,
+            guidance_scale=GUIDANCE,
             height=scenes.SIZE,
             width=scenes.SIZE,
             max_sequence_length=T5_TOKENS,
             generator=torch.Generator().manual_seed(seed + start),
             output_type="np",
         )
-        made.append((result.images * 255).round().astype(np.uint8).transpose(0, 3, 1, 2))
+        made.append((output.images * 255).round().astype(np.uint8).transpose(0, 3, 1, 2))
     return np.concatenate(made)
 
 
 def geneval(
-    pipe: StableDiffusion3Pipeline, per_task: int, *, guidance: float = GUIDANCE, steps: int = STEPS
+    pipe: StableDiffusion3Pipeline, per_task: int, steps: int = STEPS
 ) -> tuple[dict[str, float], NDArray[np.uint8]]:
     """Share of right pictures in each task and their mean, with the pictures [6*per_task,...]."""
     rng = np.random.default_rng(HELD_OUT_SEED)
     records = [scenes.sample_metadata(rng, task) for task in scenes.TASKS for _ in range(per_task)]
     prompts = [record["prompt"] for record in records]
-    images = generate(pipe, prompts, seed=HELD_OUT_SEED, guidance=guidance, steps=steps)
+    images = generate(pipe, prompts, seed=HELD_OUT_SEED, steps=steps)
     right = [judge(detect(i), record) for i, record in zip(images, records, strict=True)]
     means = np.array(right, float).reshape(len(scenes.TASKS), per_task).mean(axis=1)
-    result = dict(zip(scenes.TASKS, (round(float(mean), 4) for mean in means), strict=True))
-    return result | {"overall": round(float(means.mean()), 4)}, images
+    shares = dict(zip(scenes.TASKS, (round(float(mean), 4) for mean in means), strict=True))
+    return shares | {"overall": round(float(means.mean()), 4)}, images
 
 
 @torch.no_grad()
@@ -90,11 +81,6 @@ def grid(images: NDArray[np.uint8], columns: int, path: Path, zoom: int = 3) -> 
     cv2.imwrite(str(path), cv2.resize(sheet[..., ::-1], size, interpolation=cv2.INTER_NEAREST))
 
 
-def _views(count: int) -> tuple[Tensor, Tensor]:
-    images, _ = scenes.dataset(count, HELD_OUT_SEED)
-    return to_unit(images), augment(to_unit(images))
-
-
 @torch.no_grad()
 def measure(folder: Path, per_task: int = 100) -> dict[str, Any]:
     """The quality of every model under ``folder``; writes ``samples.png`` beside that folder."""
@@ -109,7 +95,8 @@ def measure(folder: Path, per_task: int = 100) -> dict[str, Any]:
     by_kind = preferences.accuracy(ranker, source, 200)
     report["preference_accuracy"] = {kind: round(value, 4) for kind, value in by_kind.items()}
     report["preference_accuracy"]["mean"] = round(float(np.mean(list(by_kind.values()))), 4)
-    one, two = _views(200)
+    one = to_unit(held_out[:200])
+    two = augment(one)
     words = CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32).eval()
     seer = Dinov2Model.from_pretrained(folder / "dino", dtype=torch.float32).eval()
     report["retrieval"] = {

@@ -1,27 +1,33 @@
-"""What all the trainings share: images as tensors, a schedule, an average and a progress bar."""
+"""What all the trainings share: images as tensors, and one loop that fits modules to a loss."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import track
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
 HELD_OUT_SEED: Final = 99
 """Seed of the scenes that no training sees; the trainings use the seeds below it."""
+SAY_EVERY: Final = 101
+"""Steps from one printed line to the next: odd, so that losses that take turns all show up."""
+
+
+class Rates(NamedTuple):
+    """How fast a training goes; ``decay`` is that of the average of the weights."""
+
+    lr: float
+    weight_decay: float
+    decay: float
+    beta2: float = 0.999
+    warmup: int = 100
+    save_every: int = 250
 
 
 def to_unit(images: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -70,24 +76,38 @@ class Ema(Generic[M]):
                 mean.lerp_(now, 1 - decay)
 
 
-def progress(label: str, steps: int, first: int = 0) -> Iterator[tuple[int, Callable[[str], None]]]:
-    """Yields (step, say) under a bar with time left; ``say`` shows a line beside the bar."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+def fit(
+    label: str,
+    modules: list[M],
+    loss: Callable[[int], tuple[Tensor, str]],
+    save: Callable[[list[M]], None],
+    steps: int,
+    rates: Rates,
+) -> None:
+    """Trains what requires a gradient in ``modules`` by AdamW, and averages their weights.
+
+    ``loss`` maps the number of the step to a scalar and a note to print beside its running mean.
+    ``save`` gets the averages of ``modules`` now and then, and at the end; what it draws at random
+    comes between the draws of two losses.
+    """
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, rates.lr, betas=(0.9, rates.beta2), weight_decay=rates.weight_decay
     )
-    with Progress(*columns, refresh_per_second=2) as bar:
-        task = bar.add_task(label, total=steps, completed=first, note="")
-
-        def say(note: str) -> None:
-            bar.update(task, note=note)
-            if not bar.console.is_terminal:
-                bar.console.print(f"{label} {bar.tasks[0].completed}/{steps} {note}")
-
-        for step in range(first, steps):
-            yield step, say
-            bar.advance(task)
+    factor = warmup_cosine(steps, rates.warmup)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    ema = Ema(modules, rates.decay)
+    running = 0.0
+    for done, step in enumerate(track(range(steps), label), start=1):
+        value, note = loss(step)
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        ema.update()
+        running += (value.item() - running) / min(done, 200)
+        if done % SAY_EVERY == 0:
+            print(f"{label} {done}/{steps} loss {running:.4f} {note}".rstrip())
+        if done % rates.save_every == 0 or done == steps:
+            save(ema.average)

@@ -8,14 +8,9 @@ import numpy as np
 
 from percent_ray.shapes import scenes
 
-TEST_COUNTS: Final = {
-    "single_object": 2,
-    "two_object": 4,
-    "counting": 4,
-    "colors": 8,
-    "position": 16,
-    "color_attr": 48,
-}
+TEST_COUNTS: Final = dict(
+    single_object=2, two_object=4, counting=4, colors=8, position=16, color_attr=48
+)
 PROBE_PER_TASK: Final = 2
 TRAIN_LIMIT: Final = 96
 """Records of one task in the training file, so that colour pairs do not swamp the others."""

@@ -1,1 +1,0 @@
-"""Rebuilds the shipped weights of the embedded world, one model a file."""
