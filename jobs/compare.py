@@ -5,6 +5,10 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from percent_ray.comparison.plan import Plan
 
 USAGE = """\
 python jobs/compare.py [--config FILE] [--quick] [--only ROW,ROW] [--report] [--section.key VALUE]
@@ -18,7 +22,8 @@ examples
       the report of what has been run so far; trains nothing
 
 Interrupted, the same command goes on where it was: finished runs are not run again. A row is an
-entry of FILE; a new method is a function in percent_ray/objective/methods.py and a row here.
+entry of FILE; a new method is a file in percent_ray/objective/methods/ and a row here. Runs are Ray
+tasks, on the cluster of RAY_ADDRESS or one that is started on this machine.
 """
 
 
@@ -42,8 +47,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     arguments, overrides = parse(sys.argv[1:])
-    from percent_ray.comparison import plan, report, results, runs, tables
-    from percent_ray.recipe import RecipeError
+    from percent_ray.comparison import plan, report, results, tables
 
     try:
         chosen = plan.load(
@@ -55,17 +59,14 @@ def main() -> None:
             workers=arguments.workers,
             folder=arguments.folder,
         )
-        failed = [] if arguments.report else train(chosen, runs)
-        found = results.read(chosen)
-        numbers = tables.tabulate(found, results.read(chosen, "s1"))
-        page = report.write(found, numbers, shlex.join(["python", *sys.argv]))
-        report.track(found, numbers, "", "percent_ray")
-    except RecipeError as error:
-        for problem in error.problems:
+        failed = [] if arguments.report else train(chosen)
+        table_1 = results.read(chosen)
+        numbers = tables.tabulate(table_1, results.read(chosen, "s1"))
+        page = report.write(table_1, numbers, shlex.join(["python", *sys.argv]))
+        report.track(table_1, numbers, "", "percent_ray")
+    except (ValueError, ConnectionError) as error:  # a RecipeError has several lines
+        for problem in str(error).splitlines():
             print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
@@ -76,30 +77,30 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def train(chosen, runs) -> list[str]:  # noqa: ANN001 imported after the arguments are read
-    """Do the runs under a bar with the time left; returns a line for each one that failed."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def train(chosen: "Plan") -> list[str]:
+    """Do what is unfinished under a bar with the time left, which counts from the first run that
+    has ended; returns a line for each run that failed."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from percent_ray.comparison import runs
+
+    jobs = runs.unfinished(chosen)
+    comparison = chosen.comparison
     failed: list[str] = []
-    left = len(runs.unfinished(chosen))
     columns = [TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-    with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn()) as bar:
-        task = bar.add_task("", total=left + 1)
+    with Progress(*columns, TextColumn("ETA {task.fields[eta]}")) as bar:
+        task = bar.add_task("", total=len(jobs), eta="-")
         start = time.monotonic()
-        for done, (row, seed, error) in enumerate(runs.run_all(chosen), start=1):
-            bar.update(task, completed=min(done, left + 1))
-            bar.console.print(
-                f"{row} seed {seed}: {error or 'done'}  {time.monotonic() - start:.0f} s"
-            )
+        ended = runs.run_all(jobs, workers=comparison.workers, gpus=comparison.gpus)
+        for done, (job, error) in enumerate(ended, start=1):
+            elapsed = time.monotonic() - start
+            left = elapsed / done * (len(jobs) - done)
+            eta = time.strftime("%a %H:%M", time.localtime(time.time() + left))
+            bar.update(task, completed=done, eta=eta)
+            line = f"{job.row} seed {job.seed}: {error or 'done'}"
+            bar.console.print(f"{line}  {elapsed:.0f} s", markup=False)
             if error:
-                failed.append(f"{row} seed {seed}: {error}")
+                failed.append(line)
     return failed
 
 

@@ -6,34 +6,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
 
-from percent_ray import recipe as recipes
-from percent_ray.config import Recipe
 from percent_ray.evaluation.aggregate import FRONTIER_POINTS
-from percent_ray.explain import explain
-from percent_ray.recipe import RecipeError
-from percent_ray.section import Section
+from percent_ray.evaluation.judge import Protocol
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.errors import explain
+from percent_ray.recipe.load import RecipeError
+from percent_ray.recipe.section import Section
+from percent_ray.recipe.tree import Recipe
+
+BASE = "base"
+"""Names the model before training: a folder beside the runs', a line of the tables."""
 
 Kind = Literal["reference", "baseline", "paper", "ours", "control"]
 """`reference` rows are the early-stopping frontier: the same method, stopped anywhere."""
-
-
-class Evaluation(Section):
-    """How a checkpoint is judged: fixed prompts, fixed noise, the plain ODE."""
-
-    prompts: str = "shapes/probe.jsonl"
-    """Prompts, .txt or .jsonl."""
-    images: Annotated[int, Field(ge=2)] = 30
-    """Pictures of a prompt."""
-    steps: PositiveInt = 10
-    """ODE steps."""
-    seed: int = 2026
-    """Of the noise, whatever a run's seed is."""
-    judges: tuple[str, ...] = ("pickscore", "clip", "geneval")
-    """Scorers that fill the quality columns; the first is the reward of the frontier."""
-    encoders: tuple[str, ...] = ("clip", "dino", "pickscore")
-    """Scorers whose spaces fill the diversity columns, beside the VAE's."""
 
 
 class Row(Section):
@@ -57,7 +44,10 @@ class Comparison(Section):
     """Of the runs of each row."""
     workers: PositiveInt = 2
     """Runs at a time, one core each."""
-    evaluation: Evaluation = Evaluation()
+    gpus: NonNegativeFloat = 0.0
+    """GPUs of one run; a fraction shares a card, 0 runs on the CPU."""
+    evaluation: Protocol = Protocol()
+    """How checkpoints are judged."""
     pool: Annotated[int, Field(ge=0)] = 0
     """Pictures of a prompt that the base model draws to be chosen from: what reward costs without
     training. 0 leaves it out; ten times `evaluation.images` or more is needed."""
@@ -79,7 +69,13 @@ class Comparison(Section):
 
     @property
     def home(self) -> Path:
-        return Path(self.folder).expanduser() / self.name
+        """Absolute: a worker of Ray may have another working directory."""
+        return Path(self.folder).expanduser().absolute() / self.name
+
+    @property
+    def runs(self) -> Path:
+        """Where the runs' folders are, and that of `BASE`."""
+        return self.home / "runs"
 
 
 class Plan:
@@ -93,13 +89,8 @@ class Plan:
     def recipe(self, row: str, seed: int) -> Recipe:
         """The recipe of one run. Raises RecipeError that names the row."""
         chosen = self.comparison.rows[row]
-        own = {
-            "run": {
-                "seed": seed,
-                "name": f"{row}-{seed}",
-                "folder": str(self.comparison.home / "runs"),
-            }
-        }
+        folder = str(self.comparison.runs)
+        own = {"run": {"seed": seed, "name": f"{row}-{seed}", "folder": folder}}
         try:
             return recipes.load(
                 self._base, self._overrides, layers=(self.comparison.recipe, chosen.recipe, own)

@@ -1,16 +1,19 @@
 """The report of a comparison: one self-contained HTML page, the same numbers as CSV and JSON, the
 figures as PNG, and a copy of all of it in MLflow."""
 
+import base64
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from percent_ray.comparison import figures
-from percent_ray.comparison.page import page
 from percent_ray.comparison.results import Results
-from percent_ray.comparison.tables import Line, Tables
+from percent_ray.comparison.tables import GAIN, THERE, Line, Tables, spread
+from percent_ray.evaluation.aggregate import mean_and_std
 from percent_ray.monitor.tracking import Tracker
 
 
@@ -26,8 +29,38 @@ def write(results: Results, tables: Tables, command: str) -> Path:
         _write_csv(tables.tasks, folder / "table_s1.csv")
     (folder / "results.json").write_text(json.dumps(_numbers(results, tables), indent=1))
     path = folder / "report.html"
-    path.write_text(page(results, tables, drawn, command), encoding="utf-8")
+    path.write_text(_page(results, tables, drawn, command), encoding="utf-8")
     return path
+
+
+def _page(results: Results, tables: Tables, drawn: Mapping[str, Path], command: str) -> str:
+    environment = Environment(
+        autoescape=True,
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
+        "best": lambda lines, column: max((line.cells[column] for line in lines), key=np.mean),
+        "mean_and_std": mean_and_std,
+        "show": _show,
+        "spread": spread,
+    }
+    fits = {
+        space: f"R² {fit.r2:.2f}, of all rows {fit.r2_all:.2f}"
+        for space, fit in tables.frontiers.items()
+    }
+    template = environment.get_template("page.html.jinja")
+    return template.render(
+        results=results, tables=tables, fits=fits, figures=drawn, command=command
+    )
+
+
+def _show(value: float, form: str) -> str:
+    """A number by Python's format; without one it has about four digits."""
+    return f"{value:{form or ('.3f' if abs(value) < 10 else '.1f')}}"
 
 
 def track(results: Results, tables: Tables, tracking_uri: str, experiment: str) -> None:
@@ -40,9 +73,12 @@ def track(results: Results, tables: Tables, tracking_uri: str, experiment: str) 
         run_name=results.comparison.name,
     )
     tracker.params({"seeds": results.comparison.seeds, "rows": ", ".join(results.runs)})
-    for line in tables.lines:
-        for name, (mean, _) in line.cells.items():
-            tracker.metrics(0, {f"{line.name}/{name}".replace(" ", "_"): mean})
+    means = {
+        f"{line.name}/{name}".replace(" ", "_"): mean_and_std(values)[0]
+        for line in tables.lines
+        for name, values in line.cells.items()
+    }
+    tracker.metrics(0, means)
     for name in ("report.html", "table_1.csv", "results.json", "figures"):
         tracker.file(folder / name, "figures" if name == "figures" else "report")
     tracker.close()
@@ -56,35 +92,44 @@ def _write_csv(lines: Sequence[Line], path: Path) -> None:
             ["row", "label", "seeds", *(f"{c} {w}" for c in columns for w in ("mean", "std"))]
         )
         for line in lines:
-            values = [f"{v:.6g}" for c in columns for v in line.cells[c]]
+            values = [f"{v:.6g}" for c in columns for v in mean_and_std(line.cells[c])]
             out.writerow([line.name, line.label, line.seeds, *values])
 
 
 def _numbers(results: Results, tables: Tables) -> dict[str, object]:
     return {
-        "base": dict(results.base),
-        "table_1": {line.name: dict(line.cells) for line in tables.lines},
+        "base": results.base,
+        "table_1": {
+            line.name: {name: mean_and_std(values) for name, values in line.cells.items()}
+            for line in tables.lines
+        },
         "matched": {
             str(share): {
-                line.name: {"kept": dict(line.kept), "reached": line.reached, "gain": line.gain}
-                for line in table
+                line.name: {
+                    "kept": {space: line.cells[space] for space in results.vendi},
+                    "reached": line.cells[THERE][0],
+                    "gain": mean_and_std(line.cells[GAIN]),
+                }
+                for line in lines
+                if line.name in results.rows
             }
-            for share, table in tables.matched.items()
+            for share, lines in tables.matched.items()
         },
         "above_frontier": {
-            space: {"r2": found.r2, "r2_all": found.r2_all, "rows": dict(found.above)}
-            for space, found in tables.frontiers.items()
+            space: {"r2": frontier.r2, "r2_all": frontier.r2_all, "rows": frontier.above}
+            for space, frontier in tables.frontiers.items()
         },
         "movement": {
-            name: [asdict(moved) for moved in found] for name, found in tables.movements.items()
+            line.name: [
+                dict(zip(line.cells, seed, strict=True))
+                for seed in zip(*line.cells.values(), strict=True)
+            ]
+            for line in tables.moved
         },
-        "verdict": list(tables.verdict),
-        "selection": list(map(dict, results.selection)),
+        "verdict": tables.verdict,
+        "selection": results.selection,
         "curves": {
-            name: {
-                run.seed: {str(v): dict(m) for v, m in sorted(run.evaluations.items())}
-                for run in runs
-            }
+            name: {run.seed: dict(sorted(run.evaluations.items())) for run in runs}
             for name, runs in results.runs.items()
         },
     }

@@ -1,20 +1,26 @@
-"""What the runs of a comparison have left behind."""
+"""What the runs of a comparison leave behind in their folders."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from percent_ray.comparison.plan import Comparison, Plan, Row
-from percent_ray.comparison.runs import BASE, PICTURES, RESULT, SELECTION, folder_of
-from percent_ray.config import Recipe
+from percent_ray.comparison.plan import BASE, Comparison, Plan, Row
 from percent_ray.evaluation.quality import LATENT
 from percent_ray.monitor import history
+from percent_ray.recipe.tree import Recipe
+
+RESULT = "evaluation.json"
+"""In a finished run's folder: the protocol, and the metrics of its checkpoints by version. That of
+the base model has the pool too, and the metrics of choosing from it ever more strictly."""
+PICTURES = "pictures.npz"
+"""The last checkpoint's pictures: `images` uint8 [P, K, 3, H, W]."""
 
 Curve = tuple[np.ndarray, np.ndarray]
-"""(versions, values), both [n]."""
+"""Values [n] over versions, steps or rewards [n]: (x, y)."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Run:
     evaluations: Mapping[int, Mapping[str, float]]
     """The judged checkpoints by version, the base model as version 0."""
     steps: Mapping[int, Mapping[str, float]]
-    """The metrics file: of every step, and under `probe/` of every probe."""
+    """The metrics file in order: of every step, and under `probe/` of every probe."""
 
     @property
     def last(self) -> Mapping[str, float]:
@@ -44,8 +50,8 @@ class Run:
 
     def curve(self, name: str) -> Curve:
         """A metric of the metrics file over the steps that have it."""
-        found = sorted((step, m[name]) for step, m in self.steps.items() if name in m)
-        return np.array([s for s, _ in found]), np.array([v for _, v in found])
+        values = {step: m[name] for step, m in self.steps.items() if name in m}
+        return np.array([*values]), np.array([*values.values()])
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,12 @@ class Results:
     @property
     def rows(self) -> Mapping[str, Row]:
         return {name: self.comparison.rows[name] for name in self.runs}
+
+    @property
+    def references(self) -> list[Run]:
+        """The runs of all reference rows."""
+        names = [name for name, row in self.rows.items() if row.kind == "reference"]
+        return [run for name in names for run in self.runs[name]]
 
     @property
     def reward(self) -> str:
@@ -95,7 +107,37 @@ class Results:
 
     def base_pictures(self) -> np.ndarray:
         """The same prompts and noise by the model before training, uint8 [P, K, 3, H, W]."""
-        return _pictures(self.comparison.home / "runs" / BASE)
+        return _pictures(self.comparison.runs / BASE)
+
+
+def read(plan: Plan, table: str = "1") -> Results:
+    """The results so far of the rows of one table. Raises ValueError where the base model has not
+    been judged."""
+    comparison = plan.comparison
+    untrained = read_result(comparison.runs / BASE)
+    if not untrained:
+        raise ValueError(f"no results in {comparison.runs / BASE}; run the comparison first")
+    base = untrained["versions"]["0"]
+    runs: dict[str, list[Run]] = {}
+    for row in (name for name, row in comparison.rows.items() if row.table == table):
+        for seed in comparison.seeds:
+            folder = folder_of(plan.recipe(row, seed))
+            if result := read_result(folder):
+                judged = {int(version): numbers for version, numbers in result["versions"].items()}
+                steps = history.read(folder / "metrics.jsonl")
+                runs.setdefault(row, []).append(Run(row, seed, folder, {0: base} | judged, steps))
+    used = {row: _trained_on(plan.recipe(row, comparison.seeds[0])) for row in runs}
+    return Results(comparison, base, runs, used, untrained.get("strengths", ()))
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What is in a folder's `RESULT`; empty where there is none."""
+    path = folder / RESULT
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def folder_of(recipe: Recipe) -> Path:
+    return Path(recipe.run.folder) / recipe.run.name
 
 
 def _pictures(folder: Path) -> np.ndarray:
@@ -103,36 +145,8 @@ def _pictures(folder: Path) -> np.ndarray:
         return file["images"]
 
 
-def read(plan: Plan, table: str = "1") -> Results:
-    """The results so far of the rows of one table. Raises ValueError where the base model has not
-    been judged."""
-    comparison = plan.comparison
-    path = comparison.home / "runs" / BASE / RESULT
-    if not path.is_file():
-        raise ValueError(f"no results in {comparison.home}: {path} is not there")
-    base = json.loads(path.read_text())["versions"]["0"]
-    runs: dict[str, list[Run]] = {}
-    for row in (name for name, row in comparison.rows.items() if row.table == table):
-        for seed in comparison.seeds:
-            folder = folder_of(plan.recipe(row, seed))
-            if not (folder / RESULT).is_file():
-                continue
-            found = json.loads((folder / RESULT).read_text())["versions"]
-            evaluations = {0: base} | {int(version): m for version, m in found.items()}
-            steps = history.read(folder / "metrics.jsonl")
-            runs.setdefault(row, []).append(Run(row, seed, folder, evaluations, steps))
-    used = {row: _trained_on(plan.recipe(row, comparison.seeds[0])) for row in runs}
-    return Results(comparison, base, runs, used, _selection(comparison))
-
-
-def _selection(comparison: Comparison) -> Sequence[Mapping[str, float]]:
-    path = comparison.home / "runs" / BASE / SELECTION
-    return json.loads(path.read_text())["strengths"] if path.is_file() else ()
-
-
 def _trained_on(recipe: Recipe) -> frozenset[str]:
     reward = {name for name, scorer in recipe.scorers.items() if scorer.weight}
     method = recipe.method
-    return frozenset(
-        {*reward, *getattr(method, "spaces", ()), *getattr(method, "image_spaces", ())}
-    )
+    spaces = (*getattr(method, "spaces", ()), *getattr(method, "image_spaces", ()))
+    return frozenset({*reward, *spaces})

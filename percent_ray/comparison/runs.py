@@ -1,92 +1,153 @@
-"""Trains and judges the runs of a comparison, several at a time, one core each. Resumable: what is
-finished is not done again, what was interrupted goes on from its last checkpoint."""
+"""Trains and judges the runs of a comparison as Ray tasks. Resumable: what is finished is not done
+again, what was interrupted goes on from its last checkpoint. The comparison's folder is one that
+every machine of the cluster sees."""
 
 import contextlib
 import json
-import multiprocessing
+import logging
 import os
 import shutil
-import threading
 import traceback
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
+from ray.exceptions import RayError
 
-from percent_ray import recipe as recipes
-from percent_ray.arguments import RECIPE_FILE
-from percent_ray.comparison.plan import Comparison, Evaluation, Plan
-from percent_ray.config import Recipe
+from percent_ray.comparison.plan import BASE, Comparison, Plan
+from percent_ray.comparison.results import PICTURES, RESULT, folder_of, read_result
+from percent_ray.evaluation.judge import Judge, Protocol
 from percent_ray.learn import checkpoint
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.command_line import RECIPE_FILE
+from percent_ray.recipe.tree import Recipe
 
-RESULT = "evaluation.json"
-"""What a finished run's checkpoints were found to be worth, in its folder."""
-PICTURES = "pictures.npz"
-"""The last checkpoint's pictures: `images` uint8 [P, K, 3, H, W]."""
-SELECTION = "selection.json"
-"""What choosing among the base model's own pictures is worth, in its folder."""
-BASE = "base"
-"""Folder of the model before training, beside the runs'."""
+STOPPING_S = 60
+"""What an interrupted comparison leaves its runs to finish a step and write a checkpoint."""
 
 
-def folder_of(recipe: Recipe) -> Path:
-    return Path(recipe.run.folder) / recipe.run.name
+@dataclass(frozen=True)
+class Job:
+    """A run, or the judging of the base model, which is seed 0 of the row `BASE`."""
+
+    row: str
+    seed: int
+    folder: Path
+    """Of its results; its output goes to a log of the same name beside it."""
+    work: Callable[[], None]
 
 
-def run_all(plan: Plan) -> Iterator[tuple[str, int, str | None]]:
-    """Do all runs; yields (row, seed, error or None) as each one ends. The base model comes first.
-
-    A run that fails does not end the others. Interrupted, it leaves every run resumable.
-    """
+def unfinished(plan: Plan) -> list[Job]:
+    """What is still to be done, the base model first."""
     comparison = plan.comparison
-    tasks = [(row, seed) for seed in comparison.seeds for row in comparison.rows]
-    first = plan.recipe(tasks[0][0], tasks[0][1])
-    # One core a run: two processes of two threads each would wait for each other.
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with pool(comparison.workers) as workers:
+    jobs: list[Job] = []
+    if not _made_under(comparison.evaluation, comparison.runs / BASE, pool=comparison.pool):
+        recipe = plan.recipe(next(iter(comparison.rows)), comparison.seeds[0])
+        jobs.append(Job(BASE, 0, comparison.runs / BASE, partial(_judge_base, recipe, comparison)))
+    for seed in comparison.seeds:
+        for row in comparison.rows:
+            recipe = plan.recipe(row, seed)
+            if not is_finished(recipe, comparison.evaluation):
+                work = partial(_train_and_judge, recipe, comparison.evaluation)
+                jobs.append(Job(row, seed, folder_of(recipe), work))
+    return jobs
+
+
+def run_all(
+    jobs: Sequence[Job], *, workers: int, gpus: float = 0.0
+) -> Iterator[tuple[Job, str | None]]:
+    """Each job in a process of its own with one core and `gpus` GPUs, `workers` at a time; yields
+    (job, error or None) as each one ends.
+
+    A job that fails does not end the others. Closed before its end, as by Ctrl-C, this stops the
+    runs after the step at hand, with a checkpoint; however it ends, they can go on. Raises
+    ValueError where no machine has the GPUs of one job.
+    """
+    # Two processes of two threads each would wait for each other. Ray hides no GPU from tasks that
+    # ask for none; all would take the first.
+    variables = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables |= {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": 0, "max_calls": 1}
+    task = ray.remote(**options, runtime_env={"env_vars": variables})(_do)
+    waiting = deque(jobs)
+    running: dict[ray.ObjectRef, Job] = {}
+    with _cluster(workers, gpus):
         try:
-            base = workers.submit(_judge_base, first, comparison)
-            waiting: dict[Future[str | None], tuple[str, int]] = {base: (BASE, 0)}
-            for task in tasks:
-                run = workers.submit(_run, plan.recipe(*task), comparison.evaluation)
-                waiting[run] = task
-            while waiting:
-                done, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield (*waiting.pop(future), future.result())
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            raise
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    job = waiting.popleft()
+                    running[task.remote(job)] = job
+                [ended], _ = ray.wait(list(running))
+                yield running.pop(ended), _error(ended)
+        finally:
+            for interrupted in running:
+                ray.cancel(interrupted)
+            if running:
+                ray.wait(list(running), num_returns=len(running), timeout=STOPPING_S)
 
 
-def pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that end with this one, however it ends."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+@contextlib.contextmanager
+def _cluster(workers: int, gpus: float) -> Iterator[None]:
+    """The cluster of RAY_ADDRESS, or one on this machine that ends with this process, however that
+    ends. It has a CPU for every worker also where there are fewer cores: how many runs share them
+    is for `workers` to say."""
+    started = not ray.is_initialized()
+    if started:
+        own: dict[str, Any] = {
+            "address": "local",  # not one that happens to run on this machine
+            "num_cpus": max(workers, os.cpu_count() or 1),
+            "include_dashboard": False,
+        }
+        joined = "RAY_ADDRESS" in os.environ
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if joined else own))
+    try:
+        most = max(node["Resources"].get("GPU", 0.0) for node in ray.nodes())
+        if gpus > most:
+            raise ValueError(
+                f"gpus: a run asks for {gpus:g} and no machine has more than {most:g}; set the "
+                "comparison's gpus lower (0 is the CPU), or RAY_ADDRESS to a larger cluster"
+            )
+        yield
+    finally:
+        if started:
+            ray.shutdown()
 
 
-def _end_with_parent() -> None:
-    """A killed comparison leaves no runs behind that go on writing to its folder."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "called in a worker"
+def _do(job: Job) -> str | None:
+    """Do a job with its output in a log; what went wrong, in one line."""
+    import torch
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
+    torch.set_num_threads(1)
+    log = job.folder.parent / f"{job.folder.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        try:
+            job.work()
+        except Exception as error:
+            traceback.print_exc()
+            return f"{type(error).__name__}: {error} (see {log})".replace("\n", " ")
+    return None
 
-    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()
+
+def _error(ended: ray.ObjectRef) -> str | None:
+    """What an ended job says went wrong; for one whose process has died Ray says it."""
+    try:
+        return ray.get(ended)
+    except RayError as error:
+        return f"{type(error).__name__}: {error}".replace("\n", " ")
 
 
-def is_finished(recipe: Recipe, evaluation: Evaluation) -> bool:
+def is_finished(recipe: Recipe, protocol: Protocol) -> bool:
     """Whether a run was trained to its end under this recipe and judged under this protocol."""
-    path = folder_of(recipe) / RESULT
-    if not path.is_file() or not _same(recipe):
+    folder = folder_of(recipe)
+    if not (_made_under(protocol, folder) and _same(recipe)):
         return False
-    found = json.loads(path.read_text())
-    last = max(map(int, found["versions"]))
-    return found["protocol"] == _protocol(evaluation) and last == recipe.run.steps
+    return max(map(int, read_result(folder)["versions"])) == recipe.run.steps
 
 
 def _same(recipe: Recipe) -> bool:
@@ -98,36 +159,9 @@ def _same(recipe: Recipe) -> bool:
     return not recipes.differences(before, recipe.model_dump(mode="json"))
 
 
-def _protocol(evaluation: Evaluation) -> dict[str, Any]:
-    return evaluation.model_dump(mode="json")
-
-
-def _quietly(folder: Path, work: Any) -> str | None:
-    """`work()` with its output in a log beside the folder; the last line of what went wrong."""
-    import torch
-
-    torch.set_num_threads(1)
-    log = folder.parent / f"{folder.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        try:
-            work()
-        except Exception as error:
-            traceback.print_exc()
-            return f"{type(error).__name__}: {error} (see {log})".replace("\n", " ")
-    return None
-
-
-def _run(recipe: Recipe, evaluation: Evaluation) -> str | None:
-    """Train one run to its end and judge its checkpoints, as far as that is not done."""
-    if is_finished(recipe, evaluation):
-        return None
-    return _quietly(folder_of(recipe), lambda: _train_and_judge(recipe, evaluation))
-
-
-def _train_and_judge(recipe: Recipe, evaluation: Evaluation) -> None:
+def _train_and_judge(recipe: Recipe, protocol: Protocol) -> None:
+    """Train one run to its end, as far as that is not done, and judge its checkpoints."""
     from percent_ray import run
-    from percent_ray.comparison.judge import Judge
 
     folder = folder_of(recipe)
     last = checkpoint.latest(folder) if _same(recipe) else None
@@ -136,67 +170,39 @@ def _train_and_judge(recipe: Recipe, evaluation: Evaluation) -> None:
         run.train(recipe)
     elif checkpoint.read_state(last, recipe).version < recipe.run.steps:
         run.train(recipe, resume=folder)
-    reached = checkpoint.read_state(checkpoint.every(folder)[-1], recipe).version
-    if reached < recipe.run.steps:
+    made = {checkpoint.read_state(path, recipe).version: path for path in checkpoint.every(folder)}
+    if max(made) < recipe.run.steps:
         raise RuntimeError(
-            f"stopped at step {reached} of {recipe.run.steps}; run the comparison again"
+            f"stopped at step {max(made)} of {recipe.run.steps}; run the comparison again"
         )
-    judge = Judge(recipe, evaluation)
-    versions: dict[str, dict[str, float]] = {}
-    images: np.ndarray | None = None
-    for path in checkpoint.every(folder):
-        version = checkpoint.read_state(path, recipe).version
-        versions[str(version)], images = judge(path / "policy")
-    assert images is not None, "a run ends with a checkpoint"
-    _write(folder, evaluation, versions, images)
+    judge = Judge(recipe, protocol)
+    versions: dict[int, Mapping[str, float]] = {}
+    for version, path in made.items():
+        versions[version], images = judge(path / "policy")
+    _write(folder, images, protocol, versions=versions)
 
 
-def _judge_base(recipe: Recipe, comparison: Comparison) -> str | None:
-    folder = comparison.home / "runs" / BASE
-    evaluation, pool = comparison.evaluation, comparison.pool
-    selected = {"protocol": _protocol(evaluation), "pool": pool}
-    judged = _made_under({"protocol": _protocol(evaluation)}, folder / RESULT)
-    chosen = not pool or _made_under(selected, folder / SELECTION)
-
-    def work() -> None:
-        from percent_ray.comparison.judge import Judge
-
-        folder.mkdir(parents=True, exist_ok=True)
-        judge = Judge(recipe, evaluation)
-        if not judged:
-            found, images = judge(None)
-            _write(folder, evaluation, {"0": found}, images)
-        if not chosen:
-            _write_whole(folder / SELECTION, {**selected, "strengths": judge.select(pool)})
-
-    return None if judged and chosen else _quietly(folder, work)
+def _judge_base(recipe: Recipe, comparison: Comparison) -> None:
+    """Judge the model before training, and what choosing among its own pictures is worth."""
+    protocol, pool = comparison.evaluation, comparison.pool
+    judge = Judge(recipe, protocol)
+    numbers, images = judge(None)
+    strengths = judge.select(pool) if pool else []
+    folder = comparison.runs / BASE
+    _write(folder, images, protocol, versions={0: numbers}, pool=pool, strengths=strengths)
 
 
-def _made_under(settings: dict[str, Any], path: Path) -> bool:
-    """Whether a file of results is there, and of these settings."""
-    return path.is_file() and settings.items() <= json.loads(path.read_text()).items()
+def _made_under(protocol: Protocol, folder: Path, **settings: int) -> bool:
+    """Whether a folder has results, and of this protocol and these settings."""
+    wanted = {"protocol": protocol.model_dump(mode="json"), **settings}
+    return wanted.items() <= read_result(folder).items()
 
 
-def _write(
-    folder: Path, evaluation: Evaluation, versions: dict[str, dict[str, float]], images: np.ndarray
-) -> None:
-    """The result last: it says that all the rest is there."""
+def _write(folder: Path, images: np.ndarray, protocol: Protocol, **results: Any) -> None:
+    """The result last and all at once: it says that all the rest is there."""
+    folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / PICTURES, images=images)
-    _write_whole(folder / RESULT, {"protocol": _protocol(evaluation), "versions": versions})
-
-
-def _write_whole(path: Path, result: dict[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(result, indent=1))
-    partial.rename(path)
-
-
-def unfinished(plan: Plan) -> Sequence[tuple[str, int]]:
-    """The runs that are still to be done."""
-    comparison = plan.comparison
-    return [
-        (row, seed)
-        for seed in comparison.seeds
-        for row in comparison.rows
-        if not is_finished(plan.recipe(row, seed), comparison.evaluation)
-    ]
+    contents = {"protocol": protocol.model_dump(mode="json"), **results}
+    aside = folder / f"{RESULT}.partial"
+    aside.write_text(json.dumps(contents, indent=1))
+    aside.rename(folder / RESULT)

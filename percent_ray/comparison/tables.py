@@ -1,64 +1,62 @@
 """The tables that can be made of a comparison's results."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from percent_ray.comparison.plan import BASE
 from percent_ray.comparison.results import Curve, Results, Run
-from percent_ray.comparison.runs import BASE
-from percent_ray.evaluation.aggregate import (
-    at_reward,
-    frontier_fit,
-    mean_and_std,
-    normalized_average,
-)
-from percent_ray.evaluation.movement import Movement, movement
+from percent_ray.evaluation import aggregate
+from percent_ray.evaluation.aggregate import mean_and_std
+from percent_ray.evaluation.movement import movement
 
 SHARES = (0.5, 0.9)
 """Of the reference's reward gain: where methods are compared at the same reward."""
+THERE = "seeds there"
+GAIN = "last gain"
+STOPPED = "early_stopping"
+CHOSEN = "choosing"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a table: means and standard deviations over seeds by column."""
+    """One line of a table."""
 
     name: str
     label: str
     kind: str
-    cells: Mapping[str, tuple[float, float]]
-    seeds: int
+    cells: Mapping[str, Sequence[float]]
+    """By column, the values of the seeds that have one."""
+    seeds: int = 0
 
 
-def _lines(results: Results, columns: Sequence[str]) -> list[Line]:
-    """Last checkpoints, mean and std over seeds; the base model is the first line."""
-    lines = [Line(BASE, "base model", "base", {c: (results.base[c], 0.0) for c in columns}, 1)]
-    for name, runs in results.runs.items():
-        cells = {c: mean_and_std([run.last[c] for run in runs]) for c in columns}
-        row = results.rows[name]
-        lines.append(Line(name, row.label, row.kind, cells, len(runs)))
-    return lines
+def _line(results: Results, name: str, cells: Mapping[str, Sequence[float]]) -> Line:
+    row = results.rows[name]
+    return Line(name, row.label, row.kind, cells, len(results.runs[name]))
+
+
+def _last(results: Results, columns: Sequence[str]) -> list[Line]:
+    """Last checkpoints; the base model is the first line."""
+    base = Line(BASE, "base model", "base", {c: [results.base[c]] for c in columns}, 1)
+    return [base] + [
+        _line(results, name, {c: [run.last[c] for run in runs] for c in columns})
+        for name, runs in results.runs.items()
+    ]
 
 
 def table_1(results: Results) -> list[Line]:
     """The paper's table 1: quality and diversity of the last checkpoint, their normalised averages
     over the rows here, and their mean. The base model is the first line."""
-    columns = [*results.quality, *results.diversity]
-    lines = _lines(results, columns)
-    parts = {
-        "quality average": [[line.cells[c][0] for c in results.quality] for line in lines],
-        "diversity average": [[line.cells[c][0] for c in results.diversity] for line in lines],
-    }
-    averages = {name: normalized_average(cells) for name, cells in parts.items()}
-    averages["overall"] = np.mean(list(averages.values()), axis=0)
+    lines = _last(results, [*results.quality, *results.diversity])
+    quality, diversity = (
+        aggregate.normalized_average([[np.mean(line.cells[c]) for c in columns] for line in lines])
+        for columns in (results.quality, results.diversity)
+    )
+    overall = (quality + diversity) / 2
+    averages = {"quality average": quality, "diversity average": diversity, "overall": overall}
     return [
-        Line(
-            line.name,
-            line.label,
-            line.kind,
-            {**line.cells, **{name: (float(found[i]), 0.0) for name, found in averages.items()}},
-            line.seeds,
-        )
+        replace(line, cells={**line.cells, **{c: [float(v[i])] for c, v in averages.items()}})
         for i, line in enumerate(lines)
     ]
 
@@ -67,100 +65,75 @@ def table_s1(results: Results) -> list[Line]:
     """The paper's table S1: GenEval's tasks at the last checkpoint, the base model first."""
     tasks = [name for name in results.base if name.startswith("geneval/")]
     columns = ["quality/geneval", *tasks, "quality/pickscore", "vendi/dino", "vendi/clip"]
-    columns = [column for column in columns if column in results.base]
-    return _lines(results, columns)
-
-
-@dataclass(frozen=True)
-class Matched:
-    """What a row has kept of the base's diversity when it reaches a reward."""
-
-    name: str
-    label: str
-    kind: str
-    kept: Mapping[str, Sequence[float]]
-    """Share of the base's Vendi by space, for every seed that gets there."""
-    reached: int
-    """Seeds that get there."""
-    seeds: int
-    gain: tuple[float, float]
-    """Mean and std over seeds of the last checkpoint's share of the reference's gain."""
+    return _last(results, [column for column in columns if column in results.base])
 
 
 def level(results: Results, share: float) -> float:
     """The reward at `share` of what the first reference row has gained at its end, mean over its
     seeds. Raises ValueError without a reference row."""
-    reference = results.reference
-    if reference is None:
+    if results.reference is None:
         raise ValueError("no row of kind reference has finished; run one")
     start = results.base[results.reward]
-    end = np.mean([run.last[results.reward] for run in results.runs[reference]])
+    end = np.mean([run.last[results.reward] for run in results.runs[results.reference]])
     return float(start + share * (end - start))
 
 
-def matched(results: Results, share: float) -> list[Matched]:
-    """Every row at the same reward, that of `share` of the reference's gain."""
-    wanted, whole = level(results, share), level(results, 1.0)
-    start = results.base[results.reward]
-    found: list[Matched] = []
-    for name, runs in results.runs.items():
-        kept: dict[str, list[float]] = {space: [] for space in results.vendi}
-        reached = 0
-        for run in runs:
-            for space in results.vendi:
-                share_kept = _kept(results, space, _path(results, run, space), wanted)
-                if share_kept is not None:
-                    kept[space].append(share_kept)
-            reached += bool(run.judged(results.reward)[1].max() >= wanted)
-        gains = [(run.last[results.reward] - start) / (whole - start) for run in runs]
-        row = results.rows[name]
-        found.append(
-            Matched(name, row.label, row.kind, kept, reached, len(runs), mean_and_std(gains))
-        )
-    return found
+def kept(results: Results, space: str, path: Run | Curve, reward: float) -> float | None:
+    """The share of the base's Vendi that is left where a run, or a curve of Vendi over reward that
+    starts at the base, first reaches a reward, linear between its points; None where it never does.
+    """
+    value = aggregate.at_reward(
+        *(_path(results, space, path) if isinstance(path, Run) else path), reward
+    )
+    return None if value is None else value / results.base[space]
 
 
-def early_stopping(results: Results, space: str, share: float) -> dict[int, float]:
-    """By seed, the largest share of the base's Vendi that any reference row keeps at the reward of
-    `share`: the best that stopping early, at the best learning rate, would have done."""
-    wanted = level(results, share)
-    best: dict[int, float] = {}
-    for name, row in results.rows.items():
-        if row.kind != "reference":
-            continue
-        for run in results.runs[name]:
-            kept = _kept(results, space, _path(results, run, space), wanted)
-            if kept is not None:
-                best[run.seed] = max(best.get(run.seed, 0.0), kept)
-    return best
-
-
-def _path(results: Results, run: Run, space: str) -> Curve:
+def _path(results: Results, space: str, run: Run) -> Curve:
     """(reward, Vendi) of a run's judged checkpoints, from the base on."""
     return run.judged(results.reward)[1], run.judged(space)[1]
 
 
-def _kept(results: Results, space: str, path: Curve, wanted: float) -> float | None:
-    """The share of the base's Vendi where a path of (reward, Vendi) first reaches a reward."""
-    value = at_reward(*path, wanted)
-    return None if value is None else value / results.base[space]
-
-
 def chosen(results: Results, space: str) -> Curve:
-    """(reward, Vendi) of choosing among the base model's own pictures, from the base on. Both are
-    taken relative to pictures that are not chosen: those are others than the base was judged by."""
-    first = results.selection[0]
-    gains = np.array([found[results.reward] - first[results.reward] for found in results.selection])
-    kept = np.array([found[space] / first[space] for found in results.selection])
-    return results.base[results.reward] + gains, results.base[space] * kept
+    """(reward, Vendi) of choosing among the base model's own pictures, from the base on; empty
+    where that was not measured. Both are taken relative to pictures that are not chosen: those are
+    others than the base was judged by."""
+    rewards = np.array([numbers[results.reward] for numbers in results.selection])
+    values = np.array([numbers[space] for numbers in results.selection])
+    gains, shares = rewards - rewards[:1], values / values[:1]
+    return results.base[results.reward] + gains, results.base[space] * shares
 
 
-def selected(results: Results, space: str, share: float) -> float | None:
-    """The share of the base's Vendi that choosing keeps at the reward of `share`; None where the
-    pool has no such pictures, or there is none."""
-    if not results.selection:
-        return None
-    return _kept(results, space, chosen(results, space), level(results, share))
+def matched(results: Results, share: float) -> list[Line]:
+    """Every row at the reward of `share` of the reference's gain: what its seeds that get there
+    have kept, by space, and what share of the gain its last checkpoints have.
+
+    Then two lines to compare with: `STOPPED`, by seed the best that stopping any reference row
+    early, at the best learning rate, would have done; and `CHOSEN`, choosing among the base's own
+    pictures, which has no value where the pool has none of that reward.
+    """
+    start, wanted, whole = (level(results, s) for s in (0.0, share, 1.0))
+    spaces = results.vendi
+
+    def left(space: str, paths: Sequence[Run | Curve]) -> list[float]:
+        shares = [kept(results, space, path, wanted) for path in paths]
+        return [share for share in shares if share is not None]
+
+    lines: list[Line] = []
+    for name, runs in results.runs.items():
+        gains = [(run.last[results.reward] - start) / (whole - start) for run in runs]
+        cells = {space: left(space, runs) for space in spaces}
+        there = len(cells[spaces[0]])
+        lines.append(_line(results, name, {THERE: [there], GAIN: gains, **cells}))
+    by_seed = [[r for r in results.references if r.seed == s] for s in results.comparison.seeds]
+    stopped: dict[str, list[float]] = {}
+    for space in spaces:
+        seeds = [left(space, runs) for runs in by_seed]
+        stopped[space] = [max(shares) for shares in seeds if shares]
+    choice = {space: left(space, [chosen(results, space)]) for space in spaces}
+    label = "early stopping at the best learning rate, by seed"
+    lines.append(Line(STOPPED, label, "reference", {THERE: [], GAIN: [], **stopped}))
+    label = "choosing among the base model's own pictures"
+    return [*lines, Line(CHOSEN, label, "base", {THERE: [], GAIN: [], **choice})]
 
 
 @dataclass(frozen=True)
@@ -181,72 +154,55 @@ def frontier(results: Results, space: str) -> Frontier:
 
     Raises ValueError where the references have too few checkpoints.
     """
-    start, whole = results.base[results.reward], results.base[space]
 
-    def path(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    def path(run: Run) -> Curve:
         """(reward gained, share of Vendi lost, below 0) after the base model."""
-        rewards, values = _path(results, run, space)
-        return rewards[1:] - start, values[1:] / whole - 1
+        rewards, values = _path(results, space, run)
+        return rewards[1:] - rewards[0], values[1:] / values[0] - 1
 
     def fit(runs: Sequence[Run]) -> tuple[np.ndarray, float]:
         gains, losses = zip(*map(path, runs), strict=True) if runs else ((), ())
-        return frontier_fit(np.concatenate([[], *gains]), np.concatenate([[], *losses]))
+        return aggregate.frontier_fit(np.concatenate([[], *gains]), np.concatenate([[], *losses]))
 
     every = [run for runs in results.runs.values() for run in runs]
-    references = [run for run in every if results.rows[run.row].kind == "reference"]
-    (first, second), r2 = fit(references)
-    reached = max(path(run)[0].max() for run in references)
+    (first, second), r2 = fit(results.references)
+    reached = max(path(run)[0].max() for run in results.references)
     above: dict[str, list[float]] = {}
-    for name, runs in results.runs.items():
-        for run in runs:
-            gain, loss = path(run)
-            seen = (gain >= 0) & (gain <= reached)
-            if seen.any():
-                left = (loss - first * gain - second * gain**2)[seen]
-                above.setdefault(name, []).append(float(left.mean()))
+    for run in every:
+        gain, loss = path(run)
+        seen = (gain >= 0) & (gain <= reached)
+        if seen.any():
+            left = (loss - first * gain - second * gain**2)[seen]
+            above.setdefault(run.row, []).append(float(left.mean()))
     return Frontier(r2, fit(every)[1], above)
-
-
-def movements(results: Results) -> Mapping[str, Sequence[Movement]]:
-    """By row and seed: where the last checkpoint draws what the base model drew from the same
-    noise."""
-    before = results.base_pictures()
-    return {
-        name: [movement(before, run.pictures()) for run in runs]
-        for name, runs in results.runs.items()
-    }
 
 
 def verdict(results: Results, share: float = 0.9, keep: float = 0.8) -> list[str]:
     """For every method of ours and every space that it was not trained on: what it keeps at `share`
     of the reference's gain, and whether its seeds lie above those of early stopping."""
-    found: list[str] = []
-    for line in matched(results, share):
-        if line.kind != "ours":
-            continue
-        if line.seeds < 2:
-            found.append(f"{line.label}: one seed, which has no spread; no verdict")
-            continue
-        if line.reached < line.seeds:
-            found.append(
-                f"{line.label}: {line.reached} of {line.seeds} seeds reach {share:.0%} of the "
-                "gain; no verdict"
-            )
-            continue
-        for space, kept in line.kept.items():
-            name = space.removeprefix("vendi/")
-            if name in results.trained_on[line.name]:
-                continue
-            stopped = early_stopping(results, space, share)
-            apart = bool(stopped) and min(kept) > max(stopped.values())
-            mean, _ = mean_and_std(kept)
-            found.append(
-                f"{line.label}, {name} space: keeps {mean:.0%} of the base's Vendi "
-                f"({'yes' if mean >= keep else 'no'}, asked {keep:.0%}); seeds "
-                f"{min(kept):.0%} to {max(kept):.0%} against early stopping's "
-                f"{spread(list(stopped.values()))}: {'above' if apart else 'not above'} it"
-            )
-    return found
+    *rows, stopping, _ = matched(results, share)
+    lines: list[str] = []
+    for row in (row for row in rows if row.kind == "ours"):
+        reached = row.cells[THERE][0]
+        if row.seeds < 2:
+            lines.append(f"{row.label}: one seed, which has no spread; no verdict")
+        elif reached < row.seeds:
+            there = f"{reached} of {row.seeds} seeds reach {share:.0%} of the gain"
+            lines.append(f"{row.label}: {there}; no verdict")
+        else:
+            for space in results.vendi:
+                name = space.removeprefix("vendi/")
+                if name in results.trained_on[row.name]:
+                    continue
+                left, stopped = row.cells[space], stopping.cells[space]
+                above = "above" if stopped and min(left) > max(stopped) else "not above"
+                mean, _ = mean_and_std(left)
+                lines.append(
+                    f"{row.label}, {name} space: keeps {mean:.0%} of the base's Vendi "
+                    f"({'yes' if mean >= keep else 'no'}, asked {keep:.0%}); seeds {spread(left)} "
+                    f"against early stopping's {spread(stopped)}: {above} it"
+                )
+    return lines
 
 
 def spread(values: Sequence[float]) -> str:
@@ -262,22 +218,32 @@ class Tables:
     """Table 1."""
     tasks: Sequence[Line]
     """Table S1; empty where none of its rows has been run."""
-    matched: Mapping[float, Sequence[Matched]]
+    matched: Mapping[float, Sequence[Line]]
     """By share of the reference's gain."""
     frontiers: Mapping[str, Frontier]
     """By space."""
-    movements: Mapping[str, Sequence[Movement]]
-    """By row, of every seed."""
+    above: Sequence[Line]
+    """The same as a table."""
+    moved: Sequence[Line]
+    """`Movement` from the base model's pictures to the last checkpoint's of the same noise."""
     verdict: Sequence[str]
 
 
 def tabulate(results: Results, geneval: Results) -> Tables:
     """Every table; `results` are those of table 1, `geneval` those of table S1."""
+    frontiers = {space: frontier(results, space) for space in results.vendi}
+    above = {row: {s: f.above.get(row, ()) for s, f in frontiers.items()} for row in results.rows}
+    before = results.base_pictures()
+    moved: list[Line] = []
+    for row, runs in results.runs.items():
+        seeds = [asdict(movement(before, run.pictures())) for run in runs]
+        moved.append(_line(results, row, {c: [s[c] for s in seeds] for c in seeds[0]}))
     return Tables(
         lines=table_1(results),
         tasks=table_s1(geneval) if geneval.runs else (),
         matched={share: matched(results, share) for share in SHARES},
-        frontiers={space: frontier(results, space) for space in results.vendi},
-        movements=movements(results),
+        frontiers=frontiers,
+        above=[_line(results, row, cells) for row, cells in above.items()],
+        moved=moved,
         verdict=verdict(results),
     )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from percent_ray.evaluation.quality import Seen, measure
+from percent_ray.evaluation.quality import Judged, measure
 from percent_ray.flow.noise import generator
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
@@ -36,23 +36,25 @@ def tilted(
     return (rewards.double() / beta + gumbel).topk(size).indices
 
 
-def selection(seen: Sequence[Seen], reward: str, *, size: int, seed: int) -> list[dict[str, float]]:
+def selection(
+    judged: Sequence[Judged], reward: str, *, size: int, seed: int
+) -> list[dict[str, float]]:
     """`quality.measure` of `size` pictures a prompt, chosen by the score `reward` with each of
     `STRENGTHS`, mean over `DRAWS` choices. The first is of pictures that are not chosen by it."""
-    scores = [group.scores[reward].double() for group in seen]
+    scores = [group.reports[reward].values.double() for group in judged]
     std = float(np.sqrt(np.mean([values.var().item() for values in scores])))
-    found: list[dict[str, float]] = []
+    rows: list[dict[str, float]] = []
     for strength in STRENGTHS:
         beta = std / strength if strength else math.inf
         draws = [
             measure(
                 group.chosen(tilted(values, beta, _gumbel(seed, number, draw, len(values)), size))
-                for number, (group, values) in enumerate(zip(seen, scores, strict=True))
+                for number, (group, values) in enumerate(zip(judged, scores, strict=True))
             )
             for draw in range(DRAWS)
         ]
-        found.append({name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]})
-    return found
+        rows.append({name: float(np.mean([draw[name] for draw in draws])) for name in draws[0]})
+    return rows
 
 
 def _gumbel(seed: int, number: int, draw: int, count: int) -> Float64[Tensor, " count"]:

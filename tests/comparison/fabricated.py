@@ -1,6 +1,7 @@
 """A finished comparison on disk: rows whose reward and diversity follow given lines."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import numpy as np
 import yaml
 
 from percent_ray.comparison import plan as plans
-from percent_ray.comparison.plan import Plan
-from percent_ray.comparison.runs import BASE, PICTURES, RESULT, SELECTION
+from percent_ray.comparison.plan import BASE, Plan
+from percent_ray.comparison.results import PICTURES, RESULT
 from percent_ray.data.prompts import read_prompts
 from percent_ray.monitor.history import History
 
@@ -67,10 +68,10 @@ def build(folder: Path) -> Path:
 
 def numbers(reward: float, vendi: float) -> dict[str, float]:
     spaces = ("clip", "dino", "pickscore", "vae")
-    found = {"quality/pickscore": reward, "quality/clip": reward / 2}
-    found |= {"quality/geneval": 2 * reward, "geneval/counting": 3 * reward}
-    found |= {f"vendi/{space}": vendi for space in spaces}
-    return found | {f"variance/{space}": vendi / 10 for space in spaces}
+    metrics = {"quality/pickscore": reward, "quality/clip": reward / 2}
+    metrics |= {"quality/geneval": 2 * reward, "geneval/counting": 3 * reward}
+    metrics |= {f"vendi/{space}": vendi for space in spaces}
+    return metrics | {f"variance/{space}": vendi / 10 for space in spaces}
 
 
 def finish(plan: Plan) -> None:
@@ -79,17 +80,16 @@ def finish(plan: Plan) -> None:
     protocol = comparison.evaluation.model_dump(mode="json")
     count = len(read_prompts(comparison.evaluation.prompts))
 
-    def write(folder: Path, versions: dict[int, dict[str, float]]) -> None:
+    def write(folder: Path, versions: dict[int, dict[str, float]], **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        result = {"protocol": protocol, "versions": {str(v): m for v, m in versions.items()}}
+        result = {"protocol": protocol, "versions": versions, **settings}
         (folder / RESULT).write_text(json.dumps(result))
         np.savez(folder / PICTURES, images=np.zeros((count, 4, 3, 8, 8), np.uint8))
 
-    runs = comparison.home / "runs"
-    write(runs / BASE, {0: numbers(BASE_REWARD, BASE_VENDI)})
+    runs = comparison.runs
     # Drawn anew, the base's pictures are a little worse; choosing costs 1 of their 6 of Vendi.
     strengths = [numbers(BASE_REWARD - 0.001 + 0.01 * s, 6.0 - 1.0 * s) for s in (0, 0.5, 1)]
-    (runs / BASE / SELECTION).write_text(json.dumps({"strengths": strengths}))
+    write(runs / BASE, {0: numbers(BASE_REWARD, BASE_VENDI)}, pool=0, strengths=strengths)
     for row in comparison.rows:
         gained, lost = LINES[row]
         for seed in comparison.seeds:
@@ -107,18 +107,19 @@ def finish(plan: Plan) -> None:
 
 
 def probe(step: int, gain: float) -> dict[str, float]:
-    found = {
-        "entropy/policy": 0.84,
+    metrics = {
+        "entropy/policy": 0.84 + 0.01 * math.sin(step),
+        "entropy/policy_schedule": 0.84,
         "advantage/p_max": 0.2,
         "advantage/p_min": 0.01,
         "probe/reward/mean": BASE_REWARD + gain,
         "probe/reward/std_in_group": 0.05,
     }
     for space in ("latent", "pixel", "clip", "dino", "pickscore"):
-        found[f"probe/diversity/variance_{space}"] = 2.0 - step / 20
-        found[f"probe/diversity/vendi_{space}"] = 4.0 - step / 20
-        found[f"probe/entropy/perceptual_{space}"] = 0.8 - gain
-    return found
+        metrics[f"probe/diversity/variance_{space}"] = 2.0 - step / 20
+        metrics[f"probe/diversity/vendi_{space}"] = 4.0 - step / 20
+        metrics[f"probe/entropy/perceptual_{space}"] = 0.8 - gain
+    return metrics
 
 
 def load(folder: Path, **options: Any) -> Plan:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from percent_ray.comparison import plan as plans
-from percent_ray.recipe import RecipeError
+from percent_ray.recipe.load import RecipeError
 from tests.comparison import fabricated
 
 

@@ -1,12 +1,14 @@
 import csv
 import json
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-from percent_ray.comparison import report, results, tables
+from percent_ray.comparison import figures, report, results, tables
 from percent_ray.evaluation.aggregate import normalized_average
+from percent_ray.monitor.metrics import POLICY_ENTROPY
 from tests.comparison import fabricated
 
 
@@ -18,50 +20,79 @@ def plan(tmp_path_factory):
 
 
 def test_table_1_has_the_base_first_and_averages_over_its_own_rows(plan):
-    found = results.read(plan)
-    lines = tables.table_1(found)
+    read = results.read(plan)
+    lines = tables.table_1(read)
     assert [line.name for line in lines] == ["base", *fabricated.ROWS]
-    quality = [[line.cells[c][0] for c in found.quality] for line in lines]
+    quality = [[np.mean(line.cells[c]) for c in read.quality] for line in lines]
     averages = [line.cells["quality average"][0] for line in lines]
     np.testing.assert_allclose(averages, normalized_average(quality))
     for line in lines:
         expected = (line.cells["quality average"][0] + line.cells["diversity average"][0]) / 2
-        assert line.cells["overall"][0] == pytest.approx(expected)
-    mean, std = lines[1].cells["vendi/dino"]
-    assert mean == pytest.approx(8.0 - 4.0 - 0.03)
-    assert std == pytest.approx(0.02 / np.sqrt(2))
-    assert found.diversity == [
+        assert line.cells["overall"] == [pytest.approx(expected)]
+    assert lines[1].cells["vendi/dino"] == [pytest.approx(8.0 - 4.0 - 0.02 * s) for s in (1, 2)]
+    assert read.diversity == [
         *("variance/clip", "variance/dino"),
         *("vendi/clip", "vendi/dino", "vendi/pickscore", "vendi/vae"),
     ]
 
 
+def by_name(read, share):
+    return {line.name: line for line in tables.matched(read, share)}
+
+
 def test_matched_reward_is_read_where_a_training_first_gets_there(plan):
-    found = results.read(plan)
-    assert tables.level(found, 0.9) == pytest.approx(0.209)
-    by_name = {line.name: line for line in tables.matched(found, 0.9)}
-    kept = by_name["flow_grpo"].kept["vendi/dino"]
+    read = results.read(plan)
+    assert tables.level(read, 0.9) == pytest.approx(0.209)
+    lines = by_name(read, 0.9)
+    kept = lines["flow_grpo"].cells["vendi/dino"]
     assert kept == [pytest.approx((8 - 0.9 * (4.0 + 0.02 * s)) / 8) for s in (1, 2)]
-    assert (by_name["slow"].reached, by_name["slow"].seeds) == (0, 2)
-    assert by_name["slow"].kept["vendi/dino"] == []
-    assert by_name["ours"].gain[0] == pytest.approx(0.95)
-    assert tables.early_stopping(found, "vendi/dino", 0.9) == {1: kept[0], 2: kept[1]}
+    assert (lines["slow"].cells[tables.THERE], lines["slow"].seeds) == ([0], 2)
+    assert lines["slow"].cells["vendi/dino"] == []
+    assert lines["ours"].cells[tables.GAIN] == [pytest.approx(0.95)] * 2
+
+
+def test_early_stopping_is_the_best_reference_of_each_seed(plan):
+    read = results.read(plan)
+    lines = by_name(read, 0.3)
+    fast, slow = (lines[name].cells["vendi/dino"] for name in ("flow_grpo", "slow"))
+    assert slow[0] > fast[0]
+    assert lines[tables.STOPPED].cells["vendi/dino"] == slow
+    only = replace(read, runs={**read.runs, "slow": read.runs["slow"][:1]})
+    assert by_name(only, 0.3)[tables.STOPPED].cells["vendi/dino"] == [slow[0], fast[1]]
+    assert by_name(read, 0.9)[tables.STOPPED].cells == {
+        **by_name(read, 0.9)["flow_grpo"].cells,
+        **{tables.THERE: [], tables.GAIN: []},
+    }
 
 
 def test_choosing_among_the_bases_pictures_counts_from_the_base(plan):
-    found = results.read(plan)
-    rewards, values = tables.chosen(found, "vendi/dino")
+    read = results.read(plan)
+    rewards, values = tables.chosen(read, "vendi/dino")
     np.testing.assert_allclose(rewards, [0.2, 0.205, 0.21])
     np.testing.assert_allclose(values, [8.0, 8.0 * 5.5 / 6, 8.0 * 5 / 6])
-    assert tables.selected(found, "vendi/dino", 0.5) == pytest.approx(5.5 / 6)
-    assert tables.selected(found, "vendi/dino", 1.5) is None, "the pool has no such pictures"
-    assert tables.selected(replace(found, selection=()), "vendi/dino", 0.5) is None
+
+    def left(read, share):
+        return by_name(read, share)[tables.CHOSEN].cells["vendi/dino"]
+
+    assert left(read, 0.5) == [pytest.approx(5.5 / 6)]
+    assert left(read, 1.5) == [], "the pool has no such pictures"
+    assert left(replace(read, selection=()), 0.5) == []
+
+
+def test_what_is_kept_is_the_same_of_a_run_and_of_its_curve(plan):
+    read = results.read(plan)
+    [run, _] = read.runs["ours"]
+    curve = run.judged(read.reward)[1], run.judged("vendi/clip")[1]
+    kept = tables.kept(read, "vendi/clip", run, 0.205)
+    assert kept == tables.kept(read, "vendi/clip", curve, 0.205)
+    assert kept == pytest.approx((8 - 0.52 * 0.005 / 0.0095) / 8)
+    assert tables.kept(read, "vendi/clip", run, 0.3) is None
 
 
 def test_distance_from_the_frontier_is_at_the_same_reward(plan):
     """Rows whose Vendi falls in a line with reward; the reference's own line is the frontier."""
-    found = results.read(plan)
-    only = replace(found, runs={k: v for k, v in found.runs.items() if k != "slow"})
+    read = results.read(plan)
+    only = replace(read, runs={k: v for k, v in read.runs.items() if k != "slow"})
     frontier = tables.frontier(only, "vendi/dino")
     assert frontier.r2 > 0.999
     assert frontier.r2_all < 0.9, "the other rows lie elsewhere"
@@ -85,20 +116,20 @@ def test_the_verdict_leaves_out_the_spaces_that_were_trained_on(plan):
 
 
 def test_one_seed_gets_no_verdict(plan):
-    found = results.read(plan)
-    first = replace(found, runs={name: runs[:1] for name, runs in found.runs.items()})
+    read = results.read(plan)
+    first = replace(read, runs={name: runs[:1] for name, runs in read.runs.items()})
     assert tables.verdict(first) == ["marginal: one seed, which has no spread; no verdict"]
 
 
 def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
-    found = results.read(plan)
-    numbers = tables.tabulate(found, results.read(plan, "s1"))
-    page = report.write(found, numbers, "python jobs/compare.py <x>")
+    read = results.read(plan)
+    numbers = tables.tabulate(read, results.read(plan, "s1"))
+    page = report.write(read, numbers, "python jobs/compare.py <x>")
     text = page.read_text()
     assert 'src="data:image/png;base64,' in text
     assert text.count("<img ") == 8
     assert text.count("choosing among the base model") == 2
-    assert "http" not in text
+    assert "://" not in text, "base64 may well have http in it"
     assert "python jobs/compare.py &lt;x&gt;" in text
     with (page.parent / "table_1.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -108,7 +139,7 @@ def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
         tasks = list(csv.DictReader(file))
     assert [row["row"] for row in tasks] == ["base", "geneval"]
     assert float(tasks[1]["geneval/counting mean"]) == pytest.approx(3 * 0.202)
-    assert "geneval" not in found.runs
+    assert "geneval" not in read.runs
     numbers = json.loads((page.parent / "results.json").read_text())
     assert len(numbers["selection"]) == 3
     assert numbers["movement"]["pec"][0] == {"size": 0.0, "shared": 0.0, "of_prompt": 0.0}
@@ -119,12 +150,134 @@ def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     )
 
 
+class Page(HTMLParser):
+    """The rows of every table as a reader sees them, by the heading above it, and what comes in
+    which order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.order: list[str] = []
+        self._inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self._inside = tag
+        if tag == "h2":
+            self.order.append("")
+        elif tag == "tr":
+            self.tables.setdefault(self.order[-1], []).append([])
+        elif tag in ("th", "td"):
+            self.tables[self.order[-1]][-1].append("")
+
+    def handle_endtag(self, tag):
+        self._inside = "tr" if tag in ("th", "td") else ""
+
+    def handle_data(self, data):
+        if self._inside == "h2":
+            self.order[-1] += data
+        elif self._inside in ("th", "td", "small") and self.tables:
+            self.tables[self.order[-1]][-1][-1] += data.replace("\u200b", "")
+
+
+def rendered(read, plan) -> str:
+    numbers = tables.tabulate(read, results.read(plan, "s1"))
+    return report._page(read, numbers, {}, "x")
+
+
+def test_the_page_shows_the_numbers_of_the_tables(plan):
+    page = Page(rendered(results.read(plan), plan))
+    head, base, reference, *_ = page.tables["Table 1: the last checkpoint"]
+    assert head[:3] == ["method seeds", "pickscore", "clip"]
+    assert base[:2] == ["base model 1", "0.200"]
+    dino = head.index("vendi/dino")
+    assert (base[dino], reference[dino]) == ("8.000", "3.970 ±0.014")
+    *rows, stopped, chosen = page.tables["At the same reward: 90% of the reference's gain"]
+    assert [*rows[1][:3], rows[1][4]] == ["Flow-GRPO 2", "2", "100%", "55% ±0%"]
+    assert rows[2] == ["Flow-GRPO, slow 2", "0", "40%", "-", "-", "-", "-"]
+    assert stopped[3:] == ["55% to 55%"] * 4
+    assert chosen[3:] == ["85%"] * 4
+    head, *rows = page.tables["Above the frontier"]
+    assert head[1] == "vendi/clip R² 0.98, of all rows 0.47"
+    assert rows[3][1] == "+23.8% ±0.1%"
+    head, row, *_ = page.tables["Where the pictures went"]
+    assert row == ["Flow-GRPO 2", "0.000", "0%", "0%"]
+
+
+def test_pictures_and_the_frontier_come_before_the_tables(plan):
+    read = results.read(plan)
+    numbers = tables.tabulate(read, results.read(plan, "s1"))
+    order = Page(report.write(read, numbers, "x").read_text()).order
+    assert [title.partition(":")[0] for title in order[:3]] == ["Pictures", "Frontier", "Table 1"]
+    assert order[-1].startswith("Figure S4")
+    assert len(order) == len(set(order))
+
+
+def test_a_label_cannot_break_the_page(plan):
+    read = results.read(plan)
+    label = '<script>alert(1)</script> & "x"'
+    rows = {n: r.model_copy(update={"label": label}) for n, r in read.comparison.rows.items()}
+    named = replace(read, comparison=read.comparison.model_copy(update={"rows": rows}))
+    text = rendered(named, plan)
+    assert text.count("<script>") == 1, "the page's own"
+    page = Page(text)
+    for title in ("Table 1: the last checkpoint", "Above the frontier", "Where the pictures went"):
+        assert page.tables[title][-1][0] == f"{label} 2"
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;x&#34;, clip space" in text
+
+
+def lines_of(figure, read, monkeypatch, tmp_path):
+    """What a figure draws: by panel and label its line."""
+    sheets = []
+    monkeypatch.setattr(figures, "save", lambda sheet, path: sheets.append(sheet))
+    assert figure(read, tmp_path / "figure.png")
+    [sheet] = sheets
+    return [{line.get_label(): line for line in axes.lines} for axes in sheet.axes]
+
+
+def test_figure_2_has_the_measured_entropy_beside_the_schedules(plan, monkeypatch, tmp_path):
+    read = results.read(plan)
+    entropy, variance = lines_of(figures.figure_2, read, monkeypatch, tmp_path)
+    measured = [0.84 + 0.01 * np.sin(step) for step in range(21)]
+    np.testing.assert_allclose(entropy["measured"].get_ydata(), measured)
+    assert entropy["measured"].get_linestyle() == "-"
+    low, high = entropy["measured"].axes.get_ylim()
+    assert high - low == pytest.approx(0.1), "noise about a constant looks like it"
+    np.testing.assert_allclose(entropy["schedule"].get_ydata(), 0.84)
+    assert entropy["schedule"].get_linestyle() == "--"
+    assert list(variance) == ["VAE", "pixel", "reward (pickscore)"]
+    np.testing.assert_allclose(variance["VAE"].get_ydata()[[0, 20]], [1.0, 0.5])
+    first, *_ = lines_of(figures.figure_s4, read, monkeypatch, tmp_path)
+    np.testing.assert_allclose(first["PEC"].get_ydata(), measured)
+
+
+def test_an_older_run_without_the_schedules_entropy_has_no_dashed_line(plan, monkeypatch, tmp_path):
+    read = results.read(plan)
+    older = [
+        replace(run, steps={s: {POLICY_ENTROPY: m[POLICY_ENTROPY]} for s, m in run.steps.items()})
+        for run in read.runs["flow_grpo"]
+    ]
+    changed = replace(read, runs={**read.runs, "flow_grpo": older})
+    [entropy] = lines_of(figures.figure_2, changed, monkeypatch, tmp_path)
+    assert list(entropy) == ["measured"]
+
+
+def test_a_figure_of_what_was_not_measured_is_not_drawn(plan, tmp_path):
+    read = results.read(plan)
+    bare = {
+        name: [replace(run, steps={}) for run in runs if run.seed == 1]
+        for name, runs in read.runs.items()
+    }
+    drawn = figures.draw(replace(read, runs=bare), tmp_path)
+    assert sorted(path.stem for path in drawn.values()) == ["figure_6", "frontier", "samples"]
+
+
 def test_a_part_of_the_runs_makes_a_report_too(tmp_path):
     plan = fabricated.load(tmp_path)
     with pytest.raises(ValueError, match="no results in"):
         results.read(plan)
     fabricated.finish(fabricated.load(tmp_path, rows=["flow_grpo"]))
-    found = results.read(plan)
-    assert list(found.runs) == ["flow_grpo"]
-    numbers = tables.tabulate(found, results.read(plan, "s1"))
-    assert report.write(found, numbers, "x").is_file()
+    read = results.read(plan)
+    assert list(read.runs) == ["flow_grpo"]
+    numbers = tables.tabulate(read, results.read(plan, "s1"))
+    assert report.write(read, numbers, "x").is_file()

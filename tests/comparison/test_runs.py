@@ -1,4 +1,4 @@
-"""Real runs of tiny models, in the processes of the pool."""
+"""Real runs of tiny models, as tasks of a real Ray cluster."""
 
 import json
 import os
@@ -6,16 +6,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from percent_ray import recipe as recipes
 from percent_ray import run
 from percent_ray.comparison import plan as plans
 from percent_ray.comparison import results, runs
+from percent_ray.learn import checkpoint
+from percent_ray.recipe import load as recipes
 from tests.end_to_end import world as worlds
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """More than the runs are to use, and a GPU that is one in name only."""
+    import ray
+
+    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +49,7 @@ def path(tmp_path_factory):
             "judges": ["pickscore"],
             "encoders": ["pickscore", "clip"],
         },
-        "recipe": {"run": {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9}},
+        "recipe": {"run": {"steps": 3, "checkpoint_every": 1, "keep_checkpoints": 99}},
         "rows": {
             "flow_grpo": {"label": "Flow-GRPO", "kind": "reference"},
             "broken": {"label": "broken", "recipe": {"model": {"resolution": 17}}},
@@ -47,39 +60,88 @@ def path(tmp_path_factory):
     return path
 
 
+def left(plan):
+    return [(job.row, job.seed) for job in runs.unfinished(plan)]
+
+
+def do(plan):
+    ended = runs.run_all(runs.unfinished(plan), workers=2)
+    return {(job.row, job.seed): error for job, error in ended}
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+def trained(folder: Path) -> list[int]:
+    """The steps of a run's metrics file; one that was trained again is there twice."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return [line["step"] for line in lines if "time/step_s" in line["metrics"]]
+
+
+@pytest.mark.ray
 @pytest.mark.slow
-def test_runs_are_trained_and_judged_once_and_go_on_where_they_stopped(path):
+def test_runs_are_trained_and_judged_once_and_go_on_where_they_stopped(path, cluster):
     plan = plans.load(path)
-    assert runs.unfinished(plan) == [("flow_grpo", 1), ("broken", 1)]
-    ended = {(row, seed): error for row, seed, error in runs.run_all(plan)}
+    assert left(plan) == [("base", 0), ("flow_grpo", 1), ("broken", 1)]
+    ended = do(plan)
     assert ended[("base", 0)] is None
     assert ended[("flow_grpo", 1)] is None
     assert "model.resolution 17 does not fit" in (ended[("broken", 1)] or "")
-    assert runs.unfinished(plan) == [("broken", 1)]
+    assert left(plan) == [("broken", 1)]
 
-    found = results.read(plan)
-    [run] = found.runs["flow_grpo"]
+    read = results.read(plan)
+    [run] = read.runs["flow_grpo"]
     assert sorted(run.evaluations) == [0, 1, 2, 3]
     assert run.evaluations[1]["vendi/clip"] != run.evaluations[0]["vendi/clip"]
-    assert found.base_pictures().shape == (3, 3, 3, 16, 16)
-    rewards = [chosen["quality/pickscore"] for chosen in found.selection]
+    assert read.base_pictures().shape == (3, 3, 3, 16, 16)
+    rewards = [chosen["quality/pickscore"] for chosen in read.selection]
     assert rewards == sorted(rewards)
     assert rewards[-1] > rewards[0]
+    log = run.folder.with_suffix(".log").read_text()
+    assert "step 3/3" in log
 
-    made = (run.folder / "checkpoints").stat().st_mtime_ns
     longer = plans.load(path, ["--run.steps", "4"], rows=["flow_grpo"])
-    assert runs.unfinished(longer) == [("flow_grpo", 1)]
-    assert [error for *_, error in runs.run_all(longer)] == [None, None]
-    assert (run.folder / "checkpoints").stat().st_mtime_ns > made
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").open()]
-    trained = [line["step"] for line in lines if "time/step_s" in line["metrics"]]
-    assert trained == [0, 1, 2, 3], "steps 0 to 2 were not trained again"
+    assert left(longer) == [("flow_grpo", 1)]
+    assert list(do(longer).values()) == [None]
+    assert trained(run.folder) == [0, 1, 2, 3], "steps 0 to 2 were not trained again"
     assert sorted(results.read(longer).runs["flow_grpo"][0].evaluations) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interrupted_comparison_stops_its_runs_after_a_step_and_they_go_on(
+    path, cluster, tmp_path
+):
+    longer = ["--run.steps", "40"]
+    plan = plans.load(path, longer, rows=["flow_grpo"], folder=str(tmp_path), pool=0)
+    ended = runs.run_all(runs.unfinished(plan), workers=2)
+    assert next(ended)[0].row == "base"
+    folder = plan.comparison.runs / "flow_grpo-1"
+    wait_for(folder / "checkpoints" / "step-00000002")
+    ended.close()
+    reached = len(checkpoint.every(folder))
+    assert 2 <= reached < 40
+    assert trained(folder) == list(range(reached)), "the step at hand has a checkpoint"
+    assert f"stopped at step {reached} of 40" in folder.with_suffix(".log").read_text()
+
+    shorter = plans.load(
+        path,
+        ["--run.steps", str(reached + 1)],
+        rows=["flow_grpo"],
+        folder=str(tmp_path),
+        pool=0,
+    )
+    assert do(shorter) == {("flow_grpo", 1): None}
+    assert trained(folder) == list(range(reached + 1))
 
 
 def test_a_run_that_was_stopped_is_not_taken_for_finished(path, tmp_path, monkeypatch):
     plan = plans.load(path, rows=["flow_grpo"], folder=str(tmp_path))
-    recipe, evaluation = plan.recipe("flow_grpo", 1), plan.comparison.evaluation
+    recipe, protocol = plan.recipe("flow_grpo", 1), plan.comparison.evaluation
     listen = run._stop_on_signals
 
     def stop_at_once(loop):
@@ -88,33 +150,94 @@ def test_a_run_that_was_stopped_is_not_taken_for_finished(path, tmp_path, monkey
 
     monkeypatch.setattr(run, "_stop_on_signals", stop_at_once)
     with pytest.raises(RuntimeError, match="stopped at step 1 of"):
-        runs._train_and_judge(recipe, evaluation)
+        runs._train_and_judge(recipe, protocol)
     monkeypatch.undo()
-    assert not runs.is_finished(recipe, evaluation)
-    runs._train_and_judge(recipe, evaluation)
-    assert runs.is_finished(recipe, evaluation)
+    assert not runs.is_finished(recipe, protocol)
+    runs._train_and_judge(recipe, protocol)
+    assert runs.is_finished(recipe, protocol)
 
 
+def job(folder: Path, number: int, work) -> runs.Job:
+    return runs.Job("row", number, folder / f"row-{number}", work)
+
+
+def note(folder: Path, number: int, *, after: Path | None = None) -> None:
+    """Leave behind when it was at work and with what; wait for a file first."""
+    start = time.time()
+    if after:
+        wait_for(after)
+    time.sleep(1)
+    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    seen = {"start": start, "stop": time.time(), **{name: os.environ.get(name) for name in names}}
+    (folder / f"{number}.json").write_text(json.dumps(seen))
+    print(f"job {number}")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.ray
+def test_jobs_end_in_their_own_time_and_a_dead_one_ends_no_other(cluster, tmp_path):
+    jobs = [
+        job(tmp_path, 0, partial(note, tmp_path, 0, after=tmp_path / "3.json")),
+        job(tmp_path, 1, die),
+        job(tmp_path, 2, partial(note, tmp_path, 2)),
+        job(tmp_path, 3, partial(note, tmp_path, 3)),
+    ]
+    ended = {job.seed: error for job, error in runs.run_all(jobs, workers=2)}
+    assert list(ended)[:2] == [1, 2], "the first job waits for the last"
+    assert [seed for seed, error in ended.items() if error] == [1]
+    assert "WorkerCrashedError" in (ended[1] or "")
+    assert "\n" not in (ended[1] or "")
+    assert (tmp_path / "row-3.log").read_text() == "job 3\n"
+    seen = [json.loads((tmp_path / f"{number}.json").read_text()) for number in (0, 2, 3)]
+    assert seen[2]["start"] > seen[1]["stop"], "two at a time, and the first one runs all along"
+    assert {one["OMP_NUM_THREADS"] for one in seen} == {"1"}
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in seen} == {""}, "no GPU was asked for"
+
+
+@pytest.mark.ray
+def test_a_fraction_of_a_gpu_shares_a_card_and_too_many_are_refused(cluster, tmp_path):
+    jobs = [job(tmp_path, number, partial(note, tmp_path, number)) for number in (0, 1)]
+    assert [error for _, error in runs.run_all(jobs, workers=2, gpus=0.5)] == [None, None]
+    seen = [json.loads((tmp_path / f"{number}.json").read_text()) for number in (0, 1)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in seen] == ["0", "0"]
+    with pytest.raises(ValueError, match="asks for 2 and no machine has more than 1; set"):
+        next(runs.run_all(jobs, workers=2, gpus=2))
+
+
+@pytest.mark.ray
 def test_a_killed_comparison_leaves_no_worker_behind(tmp_path):
+    """And its own cluster has room for more workers than the machine has cores."""
     script = tmp_path / "driver.py"
     script.write_text(
         "import os, time\n"
-        "from percent_ray.comparison.runs import pool\n"
-        "def work():\n"
-        "    return os.getpid()\n"
+        "from functools import partial\n"
+        "from pathlib import Path\n"
+        "from percent_ray.comparison.runs import Job, run_all\n"
+        "def work(path):\n"
+        "    path.write_text(str(os.getpid()))\n"
+        "    path.rename(path.with_suffix('.pid'))\n"
+        "    time.sleep(600)\n"
         "if __name__ == '__main__':\n"
-        "    with pool(1) as workers:\n"
-        "        print(workers.submit(work).result(), flush=True)\n"
-        "        workers.submit(time.sleep, 600).result()\n"
+        f"    folder, count = Path({str(tmp_path)!r}), os.cpu_count() + 1\n"
+        "    jobs = [Job('row', n, folder / f'{n}', partial(work, folder / f'{n}.part'))"
+        " for n in range(count)]\n"
+        "    next(run_all(jobs, workers=count))\n"
     )
-    driver = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-    assert driver.stdout is not None
-    worker = Path("/proc") / driver.stdout.readline().strip()
-    assert worker.is_dir()
-    driver.kill()
-    driver.wait()
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen([sys.executable, str(script)], env=environment)
+    count = (os.cpu_count() or 1) + 1
+    try:
+        for number in range(count):
+            wait_for(tmp_path / f"{number}.pid")
+        workers = [Path("/proc") / (tmp_path / f"{n}.pid").read_text() for n in range(count)]
+        assert all(worker.is_dir() for worker in workers)
+    finally:
+        driver.kill()
+        driver.wait()
     deadline = time.monotonic() + 20
-    while worker.is_dir() and time.monotonic() < deadline:
+    while any(worker.is_dir() for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not worker.is_dir()
-    driver.stdout.close()
+    assert not any(worker.is_dir() for worker in workers)
