@@ -16,26 +16,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyarrow as pa
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from percent_ray.config import Data, Model, Perceptual, Recipe, Runtime, Sampling
-from percent_ray.config import Learner as LearnerConfig
-from percent_ray.data import arrow
 from percent_ray.learn.engine import TorchEngine
-from percent_ray.learn.learner import Learner
 from percent_ray.models import lora
-from percent_ray.models.base import Condition
-from percent_ray.models.parts import VaeDecoder
+from percent_ray.models.base import Condition, best_device
+from percent_ray.models.decoder import VaeDecoder
 from percent_ray.models.sd3 import StableDiffusion3
 from percent_ray.objective.grpo import Weights
-from percent_ray.runtime.device import best_device
-from percent_ray.runtime.perception import Perceiver
-from percent_ray.runtime.rollout import Rollout
-from percent_ray.section import METHODS
+from percent_ray.objective.methods.marginal_pec import MarginalPec
+from percent_ray.objective.methods.pec import Pec
+from percent_ray.recipe.tree import Data, Model, Perceptual, Recipe, Runtime, Sampling
+from percent_ray.recipe.tree import Learner as LearnerConfig
+from percent_ray.roles.learner import Learner
+from percent_ray.roles.perception import PerceptionWorker
+from percent_ray.roles.rollout import RolloutWorker
+from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt, ShapedBatch, ShapedRow, Trajectory
 
 TRANSFORMER: dict[str, Any] = {
@@ -86,7 +85,7 @@ class RandomText(StableDiffusion3):
     """The policy with text embeddings of the real shapes and random values: no text encoders."""
 
     def encode(self, texts: Sequence[str]) -> Condition:
-        config = self._transformer.config
+        config = self._network.config
         shape = {
             "prompt_embeds": (TOKENS, config.joint_attention_dim),
             "pooled_prompt_embeds": (config.pooled_projection_dim,),
@@ -117,6 +116,12 @@ class RandomPickScore:
 
     def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         return torch.nn.functional.normalize(self.encode(images), dim=-1)[:, 0]
+
+    def report(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> Report:
+        return Report(self.score(images, prompts), "cosine")
+
+    def describe(self) -> str:
+        return "PickScore's image tower, random weights"
 
 
 TINY: dict[str, dict[str, Any]] = {
@@ -215,10 +220,10 @@ def velocity_flops(policy: RandomText, images: int) -> float:
 
 
 FORMS: dict[str, dict[str, Any]] = {
-    "all_steps": {"method": METHODS["pec"](name="pec")},
-    "3_steps": {"method": METHODS["pec"](name="pec"), "perceptual": Perceptual(steps=3)},
+    "all_steps": {"method": Pec()},
+    "3_steps": {"method": Pec(), "perceptual": Perceptual(steps=3)},
     "marginal": {
-        "method": METHODS["marginal_pec"](name="marginal_pec"),
+        "method": MarginalPec(),
         "perceptual": Perceptual(measure=False),
     },
 }
@@ -226,45 +231,40 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def perceive(
-    models: Models, trajectory: Trajectory, payload: pa.Table, repeats: int
+    models: Models, trajectory: Trajectory, repeats: int
 ) -> tuple[dict[str, float], float]:
     """Seconds of each form, and the largest peak GiB."""
     seconds: dict[str, float] = {}
     largest = 0.0
     for name, form in FORMS.items():
         recipe = models.recipe.model_copy(update=form)
-        perceiver = Perceiver(
+        worker = PerceptionWorker(
             recipe,
             worker="benchmark",
             decoder=models.decoder,
             scorers={"pickscore": models.scorer},
         )
-        changed = replace(
-            trajectory, scored=tuple(trajectory.steps)[: recipe.perceptual.steps or None]
-        )
+        scored = tuple(trajectory.steps)[: recipe.perceptual.steps or None]
 
-        def work(p: Perceiver = perceiver, t: Trajectory = changed) -> Any:
-            return p.perceive(t, payload, pictures=False)
+        def work(p: PerceptionWorker = worker, scored: tuple[int, ...] = scored) -> Any:
+            return p.perceive(replace(trajectory, scored=scored), pictures=False)
 
         _, seconds[name], gib = timed(work, repeats)
         largest = max(largest, gib)
     return seconds, largest
 
 
-def update(
-    models: Models, payload: pa.Table, condition: pa.Table, repeats: int
-) -> tuple[float, float]:
+def update(models: Models, group: Trajectory, repeats: int) -> tuple[float, float]:
     """Seconds of one learner step on the group, and its peak GiB."""
     learner = Learner(
         models.recipe, models.policy, TorchEngine(models.recipe.learner, models.policy)
     )
-    steps = len(arrow.steps(payload))
-    weights = Weights(torch.linspace(-1, 1, payload.num_rows).unsqueeze(-1).repeat(1, steps))
+    advantage = torch.linspace(-1, 1, group.payload.num_rows).unsqueeze(-1)
+    weights = Weights(advantage.repeat(1, len(group.steps)))
 
     def work() -> Any:
-        row = ShapedRow(0, learner.version, payload, condition, weights)
-        batch = ShapedBatch(learner.version, learner.version, (row,))
-        return learner.update(batch, [(payload, condition)])
+        row = ShapedRow(0, learner.version, group.payload, group.condition, weights)
+        return learner.update(ShapedBatch(learner.version, (row,)))
 
     _, seconds, gib = timed(work, repeats)
     return seconds, gib
@@ -274,12 +274,10 @@ def measure(tiny: bool, group: int, repeats: int) -> dict[str, Any]:
     models = build(tiny, group)
     device = best_device()
     prompt = Prompt("a photo of a red circle")
-    rollout = Rollout(models.recipe, worker="benchmark", policy=models.policy)
-    (trajectory, payload, condition), sample_s, sample_gib = timed(
-        lambda: rollout.sample(0, prompt, 0), repeats
-    )
-    perceive_s, perceive_gib = perceive(models, trajectory, payload, repeats)
-    update_s, update_gib = update(models, payload, condition, repeats)
+    rollout = RolloutWorker(models.recipe, worker="benchmark", policy=models.policy)
+    trajectory, sample_s, sample_gib = timed(lambda: rollout.sample(0, prompt, 0), repeats)
+    perceive_s, perceive_gib = perceive(models, trajectory, repeats)
+    update_s, update_gib = update(models, trajectory, repeats)
     peak = matrix_rate(device, 8192 if device.type == "cuda" else 1024)
     forward = velocity_flops(models.policy, group)
     # A replay is both passes forward, and a backward through the conditional one: the gradient of
