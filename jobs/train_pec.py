@@ -3,21 +3,22 @@
 import sys
 from pathlib import Path
 
-from percent_ray.arguments import parse
+from percent_ray.recipe.command_line import parse
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 def main() -> None:
     arguments = parse(sys.argv[1:], job="jobs/train_pec.py", default=RECIPES / "shapes_pec.yaml")
-    from percent_ray import halves, run
+    from percent_ray import run
+    from percent_ray.runtime import halves
 
     try:
         if arguments.only == "rollout":
-            halves.rollout(arguments.recipe)
+            halves.sample_groups(arguments.recipe)
         elif arguments.only == "learn":
             assert arguments.source is not None
-            halves.learn(arguments.recipe, arguments.source)
+            halves.learn_groups(arguments.recipe, arguments.source)
         else:
             run.train(arguments.recipe, resume=arguments.resume)
     except (ValueError, OSError, FloatingPointError) as error:

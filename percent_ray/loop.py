@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from percent_ray.config import Recipe
 from percent_ray.data.prompts import PromptStream
 from percent_ray.objective.strength import State
+from percent_ray.recipe.tree import Recipe
 from percent_ray.shape import Group, describe, shape
 from percent_ray.slots import Slot, Slots
 from percent_ray.types import Perception, Prompt, ShapedBatch, Span, Trajectory, Update
@@ -130,9 +130,7 @@ class Loop:
         waiting = self.roles.queued()
         groups = await asyncio.gather(*(self._groups.pop(i) for i in self._slots.groups(step)))
         arrived = time.time()
-        batch, state, metrics = shape(
-            self.recipe, step, step, groups, self.progress.shape_state, probe
-        )
+        batch, state, metrics = shape(self.recipe, step, groups, self.progress.shape_state, probe)
         shaped = Span("shape", "driver", arrived, time.time())
         update = await self.roles.update(batch)
         published = time.time()
@@ -176,12 +174,12 @@ class Loop:
             return ()
         version = self.progress.version
         probes = [
-            self._group(Slot(-1 - number, version, version), prompt, pictures=True)
+            self._group(Slot(-1 - number, version), prompt, pictures=True)
             for number, prompt in enumerate(self.probes)
         ]
         groups = await asyncio.gather(*probes)
-        seen = [group for group in groups if not group[1].dropped]
-        metrics = describe(self.recipe, seen) if seen else {}
+        kept = [group for group in groups if not group[1].dropped]
+        metrics = describe(self.recipe, kept) if kept else {}
         pictures = [(t.prompt.text, p.thumbnails) for t, p in groups]
         self.observer.probe(version, metrics, pictures)
         return groups

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from percent_ray import recipe as recipes
-from percent_ray.arguments import RECIPE_FILE
-from percent_ray.config import Recipe, locate_prompts
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.evaluation.movement import movement
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
-from percent_ray.monitor import plots
-from percent_ray.monitor.metrics import PROBE
-from percent_ray.monitor.terminal import Terminal, summary
+from percent_ray.monitor import history, plots
+from percent_ray.monitor.metrics import PROBE, by_space
+from percent_ray.monitor.terminal import Terminal, probe_line, summary
 from percent_ray.monitor.tracking import Status, Tracker
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.command_line import RECIPE_FILE
+from percent_ray.recipe.paths import locate_prompts
+from percent_ray.recipe.tree import Recipe
 from percent_ray.types import Prompt, Span
 
 ERRORS = "error.txt"
@@ -71,7 +72,8 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     roles = None
     try:
         with terminal:
-            roles = await _start(recipe, folder, source)
+            roles = await _start(recipe, folder, source, prompts[0])
+            terminal.say("\n".join(roles.loaded))
             loop = Loop(
                 recipe,
                 roles,
@@ -97,15 +99,15 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     terminal.say(journal.summary(checkpoint.latest(folder)))
 
 
-async def _start(recipe: Recipe, folder: Path, source: Path | None) -> Any:
+async def _start(recipe: Recipe, folder: Path, source: Path | None, first: Prompt) -> Any:
     """The roles of `runtime.backend`. Ray is imported only where it is asked for."""
     if recipe.runtime.backend == "local":
         from percent_ray.runtime.local import Local
 
-        return Local(recipe, resume=source)
+        return Local(recipe, first=first, resume=source)
     from percent_ray.runtime.cluster import Cluster
 
-    return await Cluster.start(recipe, run_folder=folder, resume=source)
+    return await Cluster.start(recipe, first=first, run_folder=folder, resume=source)
 
 
 class _Checkpoint:
@@ -118,7 +120,6 @@ class _Checkpoint:
         run = self._recipe.run
         state = checkpoint.DriverState(
             version=progress.version,
-            next_group=progress.version * self._recipe.data.groups_per_step,
             shape_state=progress.shape_state,
             mlflow_run_id=self._tracker.run_id,
         )
@@ -138,7 +139,9 @@ class Journal:
         self._tracker = tracker
         self._terminal = terminal
         self._spans: list[Sequence[Span]] = []
-        self._probes: list[Mapping[str, float]] = []
+        self._first = _first_probe(tracker.history.path)
+        """Of the run, also where this process has resumed it."""
+        self._last: Mapping[str, float] = {}
 
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None:
         self._spans = [*self._spans, spans][-TIMELINE_STEPS:]
@@ -151,8 +154,9 @@ class Journal:
         self, version: int, metrics: Mapping[str, float], pictures: Sequence[tuple[str, Any]]
     ) -> None:
         """Metrics of probes are logged at the version that drew them, under `probe/`."""
-        metrics = {**metrics, **self._moved(version, pictures)}
-        self._probes.append(metrics)
+        metrics = self._last = {**metrics, **self._moved(version, pictures)}
+        self._first = self._first or metrics
+        self._terminal.say(probe_line(version, metrics, self._first))
         self._tracker.metrics(version, {f"{PROBE}{name}": v for name, v in metrics.items()})
         path = self._tracker.folder / "pictures" / f"grid_{version:05d}.png"
         plots.grid(pictures, path)
@@ -190,9 +194,15 @@ class Journal:
             metrics_file=self._tracker.history.path,
             checkpoint=last,
             picture=self.pictures[-1] if self.pictures else None,
-            first=self._probes[0] if self._probes else {},
-            last=self._probes[-1] if self._probes else {},
+            first=self._first,
+            last=self._last,
         )
+
+
+def _first_probe(metrics_file: Path) -> Mapping[str, float]:
+    """The metrics of the first probe in a run's metrics file; empty where there is none."""
+    probes = (by_space(m, PROBE) for m in history.read(metrics_file).values())
+    return next((probe for probe in probes if probe), {})
 
 
 def _new_folder(parent: Path, name: str) -> Path:

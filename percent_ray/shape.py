@@ -2,7 +2,7 @@
 driver.
 
 An image's reward is the weighted sum of its scores; what becomes of it is up to the recipe's method
-(objective/methods.py).
+(objective/methods).
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,17 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from percent_ray.config import Recipe
-from percent_ray.evaluation.diversity import variance_per_dimension, vendi
-from percent_ray.flow.sde import HALF_LOG_2PI
+from percent_ray.monitor.metrics import (
+    PERCEPTUAL_ENTROPY,
+    POLICY_ENTROPY,
+    SCHEDULE_ENTROPY,
+    VENDI,
+)
 from percent_ray.objective import advantage, entropy
-from percent_ray.objective.methods import Shaped, Signals
+from percent_ray.objective.diversity import variance_per_dimension, vendi
+from percent_ray.objective.methods.base import Shaped, Signals
 from percent_ray.objective.strength import State
+from percent_ray.recipe.tree import Recipe
 from percent_ray.types import Perception, ShapedBatch, ShapedRow, Trajectory
 
 Group = tuple[Trajectory, Perception]
@@ -26,21 +31,20 @@ Group = tuple[Trajectory, Perception]
 
 def shape(
     recipe: Recipe,
-    step: int,
     version: int,
     groups: Sequence[Group],
     state: State,
     probe: Sequence[Group] = (),
 ) -> tuple[ShapedBatch, State, dict[str, float]]:
-    """The learner's batch of `step`, the state for the next step, and the step's metrics.
+    """The learner's batch after `version`, the state for the next step, and the step's metrics.
 
     `probe` is the probe's groups at steps that have one. Dropped groups and groups that teach
     nothing are left out here, for all ranks alike. Raises ValueError where every group was dropped.
     """
-    kept = [(trajectory, seen) for trajectory, seen in groups if not seen.dropped]
+    kept = [group for group in groups if not group[1].dropped]
     if not kept:
-        failures = sorted({line for _, seen in groups for line in seen.failures})
-        raise ValueError(f"step {step}: every group was dropped; {'; '.join(failures)}")
+        failures = sorted({line for _, perception in groups for line in perception.failures})
+        raise ValueError(f"step {version}: every group was dropped; {'; '.join(failures)}")
     signals = _signals(recipe, kept, state, [g for g in probe if not g[1].dropped])
     shaped = recipe.method(signals)
     weights = shaped.weights
@@ -68,48 +72,50 @@ def shape(
         "groups/taught": float(len(rows)),
         "staleness/max": float(max(version - trajectory.version for trajectory, _ in kept)),
     }
-    return ShapedBatch(step, version, rows), shaped.state, metrics
+    return ShapedBatch(version, rows), shaped.state, metrics
 
 
 def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
     """Rewards, entropies and diversity of groups, each averaged over the groups that have it.
 
-    `entropy/policy` is the schedule's closed form, `entropy/policy_sampled` its Monte Carlo
-    estimate from the drawn latents.
+    `entropy/policy` is measured: -E log pi_old of the drawn latents. `entropy/policy_schedule` is
+    the closed form of the transitions that drew them, which the first must equal up to its noise.
     """
-    perceptions = [seen for _, seen in groups]
-    found: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
-        found.setdefault(name, []).append(value)
+        values.setdefault(name, []).append(value)
 
-    for trajectory, seen in groups:
-        for name, values in seen.rewards.items():
-            note(f"reward/{name}_mean", float(values.mean()))
-            note(f"reward/{name}_std_in_group", float(values.std()))
-        note("reward/mean", float(_reward(recipe, seen).mean()))
-        note("reward/std_in_group", float(_reward(recipe, seen).std(correction=0)))
-        closed = 0.5 + HALF_LOG_2PI + np.log(trajectory.std.astype(np.float64))
-        note("entropy/policy", float(closed.mean()))
-        note("entropy/policy_sampled", float(-seen.log_p_policy.mean()))
-        for space, log_p in seen.log_p_perc.items():
-            note(f"entropy/perceptual_{space}", float(-log_p.mean()))
-        for space, features in seen.features.items():
-            values = torch.tensor(features)
-            note(f"diversity/vendi_{space}", vendi(values))
-            note(f"diversity/variance_{space}", variance_per_dimension(values))
-        for space, variance in seen.variance.items():
+    for trajectory, perception in groups:
+        for name, scores in perception.rewards.items():
+            note(f"reward/{name}_mean", float(scores.mean()))
+            note(f"reward/{name}_std_in_group", float(scores.std()))
+        rewards = _reward(recipe, perception)
+        note("reward/mean", rewards.mean().item())
+        note("reward/std_in_group", rewards.std(correction=0).item())
+        log_prob, std = torch.tensor(perception.log_p_policy), torch.tensor(trajectory.std)
+        measured = entropy.policy_entropy(log_prob, std, kind=recipe.sampling.kind)
+        note(POLICY_ENTROPY, measured.item())
+        note(SCHEDULE_ENTROPY, float(trajectory.entropy.mean(dtype=np.float64)))
+        for space, log_p in perception.log_p_perc.items():
+            perceptual = entropy.perceptual_entropy(torch.tensor(log_p))
+            note(f"{PERCEPTUAL_ENTROPY}{space}", perceptual.item())
+        for space, encoded in perception.features.items():
+            features = torch.tensor(encoded)
+            note(f"{VENDI}{space}", vendi(features))
+            note(f"diversity/variance_{space}", variance_per_dimension(features))
+        for space, variance in perception.variance.items():
             note(f"diversity/variance_{space}", variance)
-    failures = sum(len(seen.failures) for seen in perceptions)
-    return {name: float(np.mean(v)) for name, v in found.items()} | {
+    failures = sum(len(perception.failures) for _, perception in groups)
+    return {name: float(np.mean(v)) for name, v in values.items()} | {
         "groups/failed_rewards": float(failures)
     }
 
 
-def _reward(recipe: Recipe, seen: Perception) -> Float32[Tensor, " K"]:
+def _reward(recipe: Recipe, perception: Perception) -> Float32[Tensor, " K"]:
     """Weighted sum of the scores; judges weigh 0. An optional scorer that failed for the group adds
     nothing to any of its images, which leaves the differences in the group to the others."""
-    parts = [recipe.scorers[n].weight * torch.tensor(v) for n, v in seen.rewards.items()]
+    parts = [recipe.scorers[n].weight * torch.tensor(v) for n, v in perception.rewards.items()]
     return torch.stack(parts).sum(0)
 
 
@@ -119,20 +125,20 @@ def _signals(
     trajectories, perceptions = zip(*kept, strict=True)
     columns = [[t.steps.index(step) for step in t.scored] for t in trajectories]
     # An optional scorer may have failed for some groups: its scores are then not all there.
-    scores = set.intersection(*(set(seen.rewards) for seen in perceptions))
+    scores = set.intersection(*(set(p.rewards) for p in perceptions))
     return Signals(
         group_ids=torch.tensor([t.group_id for t in trajectories]),
-        rewards=torch.stack([_reward(recipe, seen) for seen in perceptions]),
-        scores={k: _stack([seen.rewards[k] for seen in perceptions]) for k in scores},
-        log_prob=_stack([seen.log_p_policy for seen in perceptions]),
+        rewards=torch.stack([_reward(recipe, p) for p in perceptions]),
+        scores={k: _stack([p.rewards[k] for p in perceptions]) for k in scores},
+        log_prob=_stack([p.log_p_policy for p in perceptions]),
         log_p_perc={
-            space: _stack([seen.log_p_perc[space] for seen in perceptions])
+            space: _stack([p.log_p_perc[space] for p in perceptions])
             for space in recipe.measured_spaces(probe=False)
         },
         scored=torch.tensor(columns),
         std=torch.tensor(trajectories[0].std),
         features=_features(recipe, perceptions),
-        probe=_features(recipe, [seen for _, seen in probe]) if probe else None,
+        probe=_features(recipe, [perception for _, perception in probe]) if probe else None,
         state=state,
         advantage_std=recipe.objective.advantage_std,
         advantage_clip=recipe.objective.advantage_clip,
@@ -145,9 +151,7 @@ def _features(
 ) -> dict[str, Float32[Tensor, "G K D"]]:
     """Unit-norm features of the finished images, by space."""
     return {
-        space: entropy.scale_features(
-            _stack([seen.features[space] for seen in perceptions]), "unit"
-        )
+        space: entropy.scale_features(_stack([p.features[space] for p in perceptions]), "unit")
         for space in recipe.image_spaces
     }
 
@@ -157,12 +161,12 @@ def _stack(values: Sequence[np.ndarray]) -> Tensor:
 
 
 def _shaping_metrics(signals: Signals, shaped: Shaped) -> dict[str, float]:
-    pull = shaped.weights.advantage
-    p_max, p_min = advantage.advantage_probability_range(pull.mean(dim=-1))
+    advantages = shaped.weights.advantage
+    p_max, p_min = advantage.advantage_probability_range(advantages.mean(dim=-1))
     return {
         "reward/shaped_mean": shaped.rewards.mean().item(),
         "reward/global_std": signals.rewards.std(correction=0).item(),
-        "advantage/abs_mean": pull.abs().mean().item(),
+        "advantage/abs_mean": advantages.abs().mean().item(),
         "advantage/p_max": p_max.mean().item(),
         "advantage/p_min": p_min.mean().item(),
         **shaped.metrics,

@@ -31,10 +31,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One group to sample: its number, the step that consumes it, the version that draws it."""
+    """One group to sample: its number, and the version that draws it."""
 
     group_id: int
-    step: int
     version: int
 
 
@@ -67,7 +66,7 @@ class Slots:
             step = self._next_step
             self._next_step += 1
             for group_id in self.groups(step):
-                yield Slot(group_id, step, self.version)
+                yield Slot(group_id, self.version)
 
     def publish(self, version: int) -> None:
         """Version `version` is out: the slots of step `version` - 1 are free."""

@@ -58,6 +58,8 @@ class Trajectory:
     """The trained steps, among 0..T-1."""
     std: Float32[np.ndarray, " S"]
     """Standard deviations of their transitions."""
+    entropy: Float32[np.ndarray, " S"]
+    """Closed-form policy entropy of their transitions, nats a dimension."""
     scored: tuple[int, ...]
     """The steps, among `steps`, whose perceptual log-prob is measured."""
     payload: Ref
@@ -75,7 +77,8 @@ class Perception:
     rewards: Mapping[str, Float32[np.ndarray, " K"]]
     """Raw reward by scorer. A scorer that is not required and failed is left out."""
     log_p_perc: Mapping[str, Float32[np.ndarray, "K N"]]
-    """Perceptual log-prob (PAPER 12) by space over the scored steps; empty when not measured."""
+    """Perceptual log-prob (arXiv 2605.12112, eq. 12) by space over the scored steps; empty when not
+    measured."""
     log_p_policy: Float32[np.ndarray, "K S"]
     """Log-prob of the drawing policy over the trained steps."""
     features: Mapping[str, Float32[np.ndarray, "K D"]]
@@ -108,9 +111,8 @@ class ShapedBatch:
     """Everything that one learner step consumes. Groups that teach nothing are already left out, so
     every rank sees the same rows."""
 
-    step: int
     version: int
-    """The version that the learner holds before it consumes this batch."""
+    """The version that the learner holds before it consumes this batch: the step's number."""
     rows: tuple[ShapedRow, ...]
 
 

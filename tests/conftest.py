@@ -4,6 +4,27 @@ import os
 # that tests start would otherwise fight over them.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random tiny models of tests/end_to_end/world.py."""
+    from tests.end_to_end import world as worlds
+
+    return worlds.build(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()

@@ -41,6 +41,7 @@ class FakeRoles:
             version=version,
             steps=range(3),
             std=STD,
+            entropy=0.5 * np.log(2 * np.pi * np.e) + np.log(STD),
             scored=(0, 1, 2),
             payload=f"payload-{group_id}",
             condition=f"condition-{group_id}",
@@ -87,6 +88,7 @@ class FakeObserver:
     def __init__(self) -> None:
         self.steps: list[tuple[int, Mapping[str, float], Sequence[Span]]] = []
         self.probes: list[int] = []
+        self.probed: list[Mapping[str, float]] = []
 
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None:
         self.steps.append((step, dict(metrics), list(spans)))
@@ -95,3 +97,4 @@ class FakeObserver:
         self, version: int, metrics: Mapping[str, float], pictures: Sequence[tuple[str, Any]]
     ) -> None:
         self.probes.append(version)
+        self.probed.append(dict(metrics))

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from percent_ray.config import Data, Learner, Monitor, Recipe, Run, Runtime, Sampling
 from percent_ray.data.prompts import PromptStream
 from percent_ray.loop import Loop, Progress
+from percent_ray.recipe.tree import Data, Learner, Monitor, Recipe, Run, Runtime, Sampling
 from percent_ray.types import Prompt
 from tests.fakes import FakeObserver, FakeRoles
 
@@ -59,7 +59,7 @@ def test_invariant_1_and_2_one_version_a_group_and_bounded_age(tmp_path: Path, s
     trained = [(group, version) for group, version in roles.sampled if group >= 0]
     assert sorted(group for group, _ in trained) == list(range(21)), "each group exactly once"
     for step, batch in enumerate(roles.consumed):
-        assert batch.step == batch.version == step
+        assert batch.version == step
         assert {row.group_id for row in batch.rows} == {3 * step, 3 * step + 1, 3 * step + 2}
         for row in batch.rows:
             assert (row.group_id, row.version) in trained

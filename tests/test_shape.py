@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from percent_ray.config import Monitor, Objective, Recipe, Sampling, Scorer
+from percent_ray.recipe.tree import Monitor, Objective, Recipe, Sampling, Scorer
 from percent_ray.shape import Group, shape
 from percent_ray.types import Perception, Prompt, Span, Trajectory
 
 K = 4
 STD = np.array([0.7, 0.5, 0.3], np.float32)
+ENTROPY = (0.5 * np.log(2 * np.pi * np.e) + np.log(STD)).astype(np.float32)
 NOW = Span("sample", "test", 0, 1)
 
 
@@ -40,7 +41,16 @@ def group(number: int, **changes) -> Group:
         "span": NOW,
     }
     trajectory = Trajectory(
-        number, Prompt("p"), 3, range(1, 4), STD, (1, 3), f"payload {number}", "condition", NOW
+        number,
+        Prompt("p"),
+        3,
+        range(1, 4),
+        STD,
+        ENTROPY,
+        (1, 3),
+        f"payload {number}",
+        "condition",
+        NOW,
     )
     return trajectory, Perception(**fields | changes)
 
@@ -50,7 +60,7 @@ def advantages(values: np.ndarray) -> np.ndarray:
 
 
 def test_the_batch_is_what_the_method_makes_of_the_groups():
-    batch, state, metrics = shape(recipe(), 4, 4, [group(0), group(1)], {})
+    batch, state, metrics = shape(recipe(), 4, [group(0), group(1)], {})
     assert state == {}
     for row, (_, seen) in zip(batch.rows, [group(0), group(1)], strict=True):
         reward = 2.0 * seen.rewards["pickscore"] + 0.5 * seen.rewards["clip"]
@@ -64,7 +74,7 @@ def test_the_batch_is_what_the_method_makes_of_the_groups():
 @pytest.mark.parametrize("method", ["pec", "pcvae"])
 def test_a_method_is_given_the_log_probs_of_its_scored_steps(method):
     chosen = recipe(name=method, strength=0.3, omega="variance")
-    batch, _, metrics = shape(chosen, 0, 3, [group(0)], {})
+    batch, _, metrics = shape(chosen, 3, [group(0)], {})
     _, seen = group(0)
     variance = STD[[0, 2]] ** 2
     omega = variance / variance.mean()
@@ -80,17 +90,17 @@ def test_a_method_is_given_the_log_probs_of_its_scored_steps(method):
 def test_state_goes_from_step_to_step_and_probes_reach_the_method():
     chosen = recipe(name="marginal_pec", image_spaces=["clip"], strength="auto")
     with pytest.raises(ValueError, match="needs probes"):
-        shape(chosen, 0, 3, [group(0)], {})
-    _, first, _ = shape(chosen, 0, 3, [group(0)], {}, probe=[group(7), group(8)])
-    _, second, _ = shape(chosen, 1, 4, [group(1)], first)
+        shape(chosen, 3, [group(0)], {})
+    _, first, _ = shape(chosen, 3, [group(0)], {}, probe=[group(7), group(8)])
+    _, second, _ = shape(chosen, 4, [group(1)], first)
     assert second["clip/held/log_strength"] == first["clip/held/log_strength"]
-    _, third, _ = shape(chosen, 2, 5, [group(2)], second, probe=[group(9), group(8)])
+    _, third, _ = shape(chosen, 5, [group(2)], second, probe=[group(9), group(8)])
     assert third["clip/held/log_strength"] != first["clip/held/log_strength"]
     assert third["bandwidth/clip"] == first["bandwidth/clip"]
 
 
 def test_the_kl_of_the_objective_goes_to_every_transition():
-    batch, _, _ = shape(recipe(kl=0.1), 0, 3, [group(0)], {})
+    batch, _, _ = shape(recipe(kl=0.1), 3, [group(0)], {})
     held = batch.rows[0].weights.kl_reference
     assert held is not None
     assert torch.equal(held, torch.full((K, 3), 0.1))
@@ -99,7 +109,7 @@ def test_the_kl_of_the_objective_goes_to_every_transition():
 def test_dropped_and_flat_groups_are_left_out_and_counted():
     flat = {"rewards": {"pickscore": np.ones(K, np.float32)}}
     groups = [group(0), group(1, dropped=True, rewards={}, failures=("x",)), group(2, **flat)]
-    batch, _, metrics = shape(recipe(), 0, 3, groups, {})
+    batch, _, metrics = shape(recipe(), 3, groups, {})
     assert [row.group_id for row in batch.rows] == [0]
     assert (metrics["groups/dropped"], metrics["groups/zero_std"]) == (1, 1)
 
@@ -107,7 +117,7 @@ def test_dropped_and_flat_groups_are_left_out_and_counted():
 def test_an_optional_reward_that_failed_leaves_the_others_to_decide():
     seen = group(0)[1]
     only = {"rewards": {"pickscore": seen.rewards["pickscore"]}}
-    batch, _, metrics = shape(recipe(), 0, 3, [group(0, **only)], {})
+    batch, _, metrics = shape(recipe(), 3, [group(0, **only)], {})
     expected = advantages(2.0 * seen.rewards["pickscore"])
     np.testing.assert_allclose(batch.rows[0].weights.advantage[:, 0], expected, rtol=1e-5)
     assert "reward/clip_mean" not in metrics

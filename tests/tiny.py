@@ -12,8 +12,8 @@ TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_p
 
 
 def sd3_config(folder: Path | str, **changes: Any) -> Any:
-    """A `config.Model` for a folder of `build_sd3`."""
-    from percent_ray import config
+    """A `tree.Model` for a folder of `build_sd3`."""
+    from percent_ray.recipe import tree
 
     fields: dict[str, Any] = {
         "path": str(folder),
@@ -25,7 +25,7 @@ def sd3_config(folder: Path | str, **changes: Any) -> Any:
         "lora_alpha": 8,
         "lora_targets": TARGETS,
     }
-    return config.Model(**(fields | changes))
+    return tree.Model(**(fields | changes))
 
 
 def build_sd3(folder: Path | str, *, t5: bool = False, seed: int = 0) -> str:

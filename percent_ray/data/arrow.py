@@ -165,10 +165,10 @@ def _metadata(
 ) -> dict[str, Any]:
     """The schema's JSON; ValueError for a table of another schema or version."""
     text = (table.schema.metadata or {}).get(b"percent_ray")
-    found: dict[str, Any] = json.loads(text) if text else {}
-    if found.get("version") != VERSION or schema not in (None, found["schema"]):
+    metadata: dict[str, Any] = json.loads(text) if text else {}
+    if metadata.get("version") != VERSION or schema not in (None, metadata["schema"]):
         raise ValueError(
             f"expected a {schema or 'percent_ray'} table of version {VERSION}, got "
-            f"{found.get('schema', 'a foreign table')} of version {found.get('version')}"
+            f"{metadata.get('schema', 'a foreign table')} of version {metadata.get('version')}"
         )
-    return found
+    return metadata

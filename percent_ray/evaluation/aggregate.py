@@ -34,8 +34,8 @@ def normalized_average(rows: ArrayLike) -> NDArray[np.float64]:
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     """Over seeds; the std is unbiased (ddof 1), 0 for one seed."""
-    found = np.asarray(values, np.float64)
-    return float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else 0.0
+    seeds = np.asarray(values, np.float64)
+    return float(seeds.mean()), float(seeds.std(ddof=1)) if len(seeds) > 1 else 0.0
 
 
 def at_reward(

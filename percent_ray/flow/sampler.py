@@ -1,6 +1,6 @@
 """Integrate a velocity function: the evaluation ODE, and the SDE path that GRPO learns from."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -26,6 +26,10 @@ class Path:
     """Row i and row i + 1 are the two ends of the i-th SDE step."""
     log_probs: Float32[Tensor, "S B"]
     """log pi_old(x_{i+1} | x_i), from the float32 mean and the stored latents."""
+    std: Float32[Tensor, " S"]
+    """Of the transitions that drew them."""
+    entropy: Float32[Tensor, " S"]
+    """Closed form of theirs, nats a dimension."""
     final: Float[Tensor, "B ..."]
     """Latents at sigma 0."""
     clean_latents: Float[Tensor, "N B ..."] | None
@@ -62,23 +66,20 @@ def rollout(
     clean: bool = False,
     clean_steps: Collection[int] | None = None,
 ) -> Path:
-    """Sample from `noise0` with noise at `steps` and ODE steps elsewhere (PAPER eqs. 4-5).
+    """Sample from `noise0`, noisily at `steps`, else by the ODE (arXiv 2605.12112, eqs. 4-5).
 
     Latents pass through `storage_dtype` before their log-prob is taken and before the next step
     reads them, so that a replay from storage under the same weights has ratio exactly 1.
     `noise_at(i)` is the float32 noise [B, ...] of step i. `clean` adds the clean predictions
-    x - sigma v of PAPER section 6 for `clean_steps` (default: all of `steps`), at one more model
-    call a step, but for the last, where the latents are clean already.
+    x - sigma v (docs/method.md, "Clean decoding") for `clean_steps` (default: all of `steps`), at
+    one more model call a step, but for the last, where the latents are clean already.
     """
     _check(sigmas, steps, noise_level, clean_steps)
     scored = (steps if clean_steps is None else clean_steps) if clean else ()
     advance = partial(transition, sigma_second=sigmas[1], kind=kind)
     current = noise0.to(storage_dtype)
-    latents: list[Tensor] = []
-    means: list[Tensor] = []
-    log_probs: list[Tensor] = []
-    clean_latents: list[Tensor] = []
-    clean_means: list[Tensor] = []
+    latents, means, log_probs, spreads = (list[Tensor]() for _ in range(4))
+    clean_latents, clean_means = list[Tensor](), list[Tensor]()
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         v = velocity(current.float(), _rows(sigma, current))
         if i - 1 in scored:
@@ -91,19 +92,42 @@ def rollout(
             latents.append(current)
             means.append(step.mean.to(storage_dtype))
             log_probs.append(step.log_prob(current))
+            spreads.append(torch.stack([step.std[0], step.entropy()[0]]))
         else:
             current = advance(v, current, sigma, sigma_next, noise_level=0.0).mean.to(storage_dtype)
         if i in scored:
             clean_means.append(_denoise(velocity, means[-1], sigma_next))
     if len(sigmas) - 2 in scored:
         clean_latents.append(current)
+    std, entropy = torch.stack(spreads, dim=1)
     return Path(
         latents=torch.stack(latents),
         means=torch.stack(means),
         log_probs=torch.stack(log_probs),
+        std=std,
+        entropy=entropy,
         final=current,
         clean_latents=torch.stack(clean_latents) if clean else None,
         clean_means=torch.stack(clean_means) if clean else None,
+    )
+
+
+def join(paths: Sequence[Path]) -> Path:
+    """The batches of one group as one path on the CPU."""
+
+    def images(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(path, name).cpu() for path in paths], dim)
+
+    clean = paths[0].clean_means is not None
+    return Path(
+        means=images("means", 1),
+        latents=images("latents", 1),
+        log_probs=images("log_probs", 1),
+        std=paths[0].std.cpu(),
+        entropy=paths[0].entropy.cpu(),
+        final=images("final", 0),
+        clean_latents=images("clean_latents", 1) if clean else None,
+        clean_means=images("clean_means", 1) if clean else None,
     )
 
 

@@ -1,14 +1,13 @@
-"""Which steps are noisy, trained and scored, and what entropy they have. PAPER sections 1 and 6.
+"""Which steps are noisy, trained and scored (docs/method.md, "GRPO" and "Perceptual entropy").
 
 Steps are numbered 0 (from pure noise) to T - 1 (to the image).
 """
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 
 from percent_ray.flow.noise import generator
-from percent_ray.flow.sde import HALF_LOG_2PI, Kind, coefficients
 
 
 def check_sigmas(sigmas: Float[Tensor, " T_plus_1"]) -> None:
@@ -62,27 +61,3 @@ def scored_steps(steps: range, count: int | None, *, seed: int, group_id: int) -
         )
     order = torch.randperm(len(steps), generator=generator("scored_steps", seed, group_id))
     return tuple(sorted(steps[int(i)] for i in order[:count]))
-
-
-def step_std(
-    sigmas: Float[Tensor, " T_plus_1"], *, noise_level: float, kind: Kind
-) -> Float32[Tensor, " T"]:
-    """s_i of every step, as `transition` has it."""
-    return coefficients(
-        sigmas[:-1], sigmas[1:], sigma_second=sigmas[1], noise_level=noise_level, kind=kind
-    ).std
-
-
-def policy_entropy(
-    sigmas: Float[Tensor, " T_plus_1"],
-    *,
-    noise_level: float,
-    kind: Kind,
-    steps: range | None = None,
-) -> Float32[Tensor, " S"]:
-    """Policy entropy of each step in nats a dimension, 1/2 + 1/2 log 2 pi + log s_i.
-
-    PAPER eqs. 8-10: a constant of the schedule, whatever the policy is. `steps=None` is all steps.
-    """
-    entropy = 0.5 + HALF_LOG_2PI + step_std(sigmas, noise_level=noise_level, kind=kind).log()
-    return entropy if steps is None else entropy[steps.start : steps.stop]

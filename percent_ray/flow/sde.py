@@ -1,7 +1,7 @@
 """One denoising step as a Gaussian policy. The same function draws it and replays it.
 
 Time runs from sigma = 1 (noise) to sigma = 0 (image). A step goes from `sigma` to `sigma_next`,
-dt = sigma_next - sigma < 0. PAPER section 1.
+dt = sigma_next - sigma < 0. docs/method.md, "The SDE step".
 """
 
 import math
@@ -13,7 +13,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 Kind = Literal["flow_sde", "cps"]
-"""`flow_sde`: Flow-GRPO's SDE (PAPER eqs. 4-5). `cps`: coefficients-preserving sampling."""
+"""`flow_sde`: Flow-GRPO's SDE (arXiv 2605.12112, eqs. 4-5). `cps`: coefficients-preserving
+sampling."""
 
 Sigma = float | Float[Tensor, ""] | Float[Tensor, " B"]
 """One noise level for the whole batch, or one for each of its rows."""
@@ -50,7 +51,7 @@ class Transition:
     kind: Kind
 
     def draw(self, noise: Float[Tensor, "B ..."]) -> Float32[Tensor, "B ..."]:
-        """x_{i+1} = mu + s eps (PAPER eq. 5)."""
+        """x_{i+1} = mu + s eps (arXiv 2605.12112, eq. 5)."""
         return self.mean + _over(self.std, self.mean) * noise
 
     def log_prob(self, next_latents: Float[Tensor, "B ..."]) -> Float32[Tensor, " B"]:
@@ -67,18 +68,9 @@ class Transition:
         return (-residual / (2 * std.square()) - std.log() - HALF_LOG_2PI).float()
 
     def entropy(self) -> Float32[Tensor, " B"]:
-        """H = 1/2 + 1/2 log 2 pi + log s, whatever the policy is (PAPER eqs. 8-10)."""
+        """Closed form 1/2 + 1/2 log 2 pi + log s, whatever the policy is (arXiv 2605.12112,
+        eqs. 8-10)."""
         return (0.5 + HALF_LOG_2PI + self.std.double().log()).float()
-
-    def kl(self, other: "Transition") -> Float32[Tensor, " B"]:
-        """KL(self || other) of the two Gaussians, mean over the latent's elements.
-
-        ||mu - mu'||^2 / (2 s'^2) where both have the same std, as two policies at one step do.
-        """
-        std, reference = self.std.double(), other.std.double()
-        gap = _mean_square(self.mean - other.mean)
-        spread = (std / reference).square()
-        return (0.5 * (gap / reference.square() + spread - 1 - spread.log())).float()
 
 
 def coefficients(
@@ -86,8 +78,8 @@ def coefficients(
 ) -> Coefficients:
     """Coefficients of the steps sigma -> sigma_next, computed in float64 from float32 sigmas.
 
-    `flow_sde` (PAPER eqs. 4-5): g = eta sqrt(sigma / (1 - sigma~)), sigma~ = sigma_second where
-    sigma is exactly 1, else sigma. `cps`: s = sigma_next sin(eta pi / 2).
+    `flow_sde` (arXiv 2605.12112, eqs. 4-5): g = eta sqrt(sigma / (1 - sigma~)), sigma~ =
+    sigma_second where sigma is exactly 1, else sigma. `cps`: s = sigma_next sin(eta pi / 2).
     Raises ValueError for a negative noise level and for an unknown kind.
     """
     if noise_level < 0:
@@ -118,7 +110,8 @@ def transition(
     noise_level: float,
     kind: Kind,
 ) -> Transition:
-    """The policy's step from `latents` at `sigma` under the model's `velocity` (PAPER eqs. 4-5).
+    """The policy's step from `latents` at `sigma` under the model's `velocity` (arXiv 2605.12112,
+    eqs. 4-5).
 
     `sigma` and `sigma_next` may differ from row to row; `sigma_second` is the schedule's second
     sigma. At noise_level 0 the mean is the Euler step of the ODE and the std is 0.

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from percent_ray.config import Recipe
-from percent_ray.recipe import differences
+from percent_ray.recipe.load import differences
+from percent_ray.recipe.tree import Recipe
 
-FORMAT = 1
+FORMAT = 2
 PARTIAL = ".partial-"
 
 
@@ -26,8 +26,6 @@ class DriverState:
 
     version: int
     """The policy version in the checkpoint: learner steps done."""
-    next_group: int
-    """First group that is not learned from yet; prompts and draws follow from it."""
     shape_state: Mapping[str, float]
     """What the method remembers from step to step."""
     mlflow_run_id: str | None
@@ -80,7 +78,10 @@ def read_state(folder: Path, recipe: Recipe) -> DriverState:
     differs in a field that is not in `recipe.FREE`: it names the fields and both values."""
     fields = json.loads((folder / "driver.json").read_text())
     if fields["format"] != FORMAT:
-        raise ValueError(f"{folder} has checkpoint format {fields['format']}, expected {FORMAT}")
+        raise ValueError(
+            f"{folder} has checkpoint format {fields['format']}, this version reads {FORMAT}; "
+            "resume it with the version that began it, or start a new run"
+        )
     changed = differences(fields["recipe"], recipe.model_dump(mode="json"))
     if changed:
         raise ValueError(f"{folder} is of another recipe: {'; '.join(changed)}; set them back")

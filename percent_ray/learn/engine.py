@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from percent_ray import config
 from percent_ray.models.base import Policy
+from percent_ray.recipe import tree
 
 STAMP = "engine.json"
 
@@ -66,7 +66,7 @@ class TorchEngine:
     Raises ValueError unless the trained weights are float32: AdamW's steps are lost in bfloat16.
     """
 
-    def __init__(self, learner: config.Learner, policy: Policy) -> None:
+    def __init__(self, learner: tree.Learner, policy: Policy) -> None:
         self.rank, self.world = 0, 1
         self._max_grad_norm = learner.max_grad_norm
         self._weights = policy.trainable()
@@ -114,7 +114,7 @@ class TorchEngine:
         self._optimizer.load_state_dict(state["optimizer"])
 
 
-def adamw(learner: config.Learner, weights: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
+def adamw(learner: tree.Learner, weights: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
     """The optimizer of every engine."""
     return torch.optim.AdamW(
         weights.values(),
@@ -146,13 +146,13 @@ def check_stamp(folder: Path, *, stage: int | None, world: int) -> None:
     path = folder / STAMP
     if not path.is_file():
         raise ValueError(f"{folder} holds no learner state: {STAMP} is missing")
-    found = json.loads(path.read_text())
-    if (found["zero_stage"], found["workers"]) == (stage, world):
+    stamp = json.loads(path.read_text())
+    if (stamp["zero_stage"], stamp["workers"]) == (stage, world):
         return
-    backend = "local" if found["zero_stage"] is None else "ray"
-    settings = [f"runtime.backend {backend}", f"runtime.learner.workers {found['workers']}"]
-    if found["zero_stage"] is not None:
-        settings.append(f"learner.zero_stage {found['zero_stage']}")
+    backend = "local" if stamp["zero_stage"] is None else "ray"
+    settings = [f"runtime.backend {backend}", f"runtime.learner.workers {stamp['workers']}"]
+    if stamp["zero_stage"] is not None:
+        settings.append(f"learner.zero_stage {stamp['zero_stage']}")
     this = "plain torch" if stage is None else f"ZeRO stage {stage}"
     raise ValueError(
         f"{folder} cannot be resumed by {this} on {world} learner(s); set {', '.join(settings)}"

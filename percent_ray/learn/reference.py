@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from percent_ray import config
 from percent_ray.models.base import Policy
+from percent_ray.recipe import tree
 
 FILE = "reference.safetensors"
 
@@ -21,7 +21,7 @@ class Reference:
     Every rank holds the whole trained weights for it, which ZeRO 3 does not have.
     """
 
-    def __init__(self, policy: Policy, objective: config.Objective) -> None:
+    def __init__(self, policy: Policy, objective: tree.Objective) -> None:
         self._policy = policy
         self._every = objective.reference_every
         self._kl = objective.reference_kl

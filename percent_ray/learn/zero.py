@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from percent_ray import config
 from percent_ray.learn.engine import adamw, check_norm, check_stamp, copies, write_stamp
 from percent_ray.models.base import Policy
+from percent_ray.recipe import tree
 
 TAG = "zero"
 
@@ -25,7 +25,7 @@ class ZeroEngine:
     Raises ValueError for float16 weights, and for bfloat16 ones at stage 0.
     """
 
-    def __init__(self, learner: config.Learner, policy: Policy) -> None:
+    def __init__(self, learner: tree.Learner, policy: Policy) -> None:
         self._weights = policy.trainable()
         self._stage = learner.zero_stage
         settings = _settings(learner, _dtype(self._weights, learner.zero_stage))
@@ -113,7 +113,7 @@ def _dtype(weights: Any, stage: int) -> torch.dtype:
     )
 
 
-def _settings(learner: config.Learner, dtype: torch.dtype) -> dict[str, Any]:
+def _settings(learner: tree.Learner, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -2,23 +2,22 @@
 
 A family's module has two functions, found by the module's name (`model.family` in the recipe):
 
-    load_policy(model: config.Model, *, seed: int, device: torch.device, text: bool) -> Policy
-    load_decoder(model: config.Model, *, device: torch.device) -> Decoder
+    load_policy(model: tree.Model, *, seed: int, device: torch.device, text: bool) -> Policy
+    load_decoder(model: tree.Model, *, device: torch.device) -> Decoder
 
 `text=False` leaves the text encoders out: the learner replays stored conditions.
 """
 
-import importlib
-import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Protocol
 
+import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor, nn
 
-from percent_ray import models
+from percent_ray.recipe.discover import FAMILIES
 
 Condition = dict[str, Tensor]
 """What the text encoders make of prompts, negative prompt included. Every tensor is [N, ...]."""
@@ -65,6 +64,10 @@ class Policy(Protocol):
         """Take the weights that `save` wrote."""
         ...
 
+    def describe(self) -> str:
+        """What was loaded and what of it is trained, for the start of a run; one line."""
+        ...
+
 
 class Decoder(Protocol):
     """A frozen VAE decoder."""
@@ -73,16 +76,16 @@ class Decoder(Protocol):
         """Images of scaled latents, rounded to uint8 as they would be saved."""
         ...
 
+    def describe(self) -> str:
+        """What was loaded, for the start of a run; one line."""
+        ...
+
 
 def family(name: str) -> ModuleType:
     """The module of a model family. Raises ValueError that lists the known families."""
-    known = sorted(_modules())
-    if name not in known:
-        raise ValueError(f"model.family: unknown {name!r}; known are {', '.join(known)}")
-    return importlib.import_module(f"{models.__name__}.{name}")
+    return FAMILIES.module(name, key="model.family")
 
 
-def _modules() -> Iterator[str]:
-    for module in pkgutil.iter_modules(models.__path__):
-        if module.name not in ("base", "lora", "parts"):
-            yield module.name
+def best_device() -> torch.device:
+    """Where a role's models live: the first GPU that this process may see, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -39,6 +39,15 @@ def add(network: Any, *, rank: int, alpha: int, targets: Sequence[str], seed: in
             parameter.data = parameter.data.float()
 
 
+def adapted_layers(trained: Mapping[str, Any], targets: Sequence[str]) -> str:
+    """The layers of trained adapter weights, counted and listed by target."""
+    layers = {name.partition(".lora_")[0] for name in trained}
+    # The longest target that fits: `attn.to_q` and `to_q` are one layer's.
+    by_layer = [max((t for t in targets if f".{x}".endswith(f".{t}")), key=len) for x in layers]
+    counts = ", ".join(f"{target} x{by_layer.count(target)}" for target in targets)
+    return f"{len(layers)} layers ({counts})"
+
+
 def _suffix(layers: Sequence[str]) -> str:
     """The last layer's name without its block's number, as an example."""
     blocks = [name.split(".", 2)[-1] for name in layers if name.count(".") > 2]

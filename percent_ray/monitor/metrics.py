@@ -8,6 +8,9 @@ from collections.abc import Mapping
 
 REWARD = "reward/mean"
 POLICY_ENTROPY = "entropy/policy"
+"""Measured on drawn latents."""
+SCHEDULE_ENTROPY = "entropy/policy_schedule"
+"""Its closed form, a constant of the noise schedule."""
 PERCEPTUAL_ENTROPY = "entropy/perceptual_"
 """Followed by the name of the space."""
 VENDI = "diversity/vendi_"

@@ -13,6 +13,7 @@ from percent_ray.monitor.metrics import (
     POLICY_ENTROPY,
     PROBE,
     REWARD,
+    SCHEDULE_ENTROPY,
     SHARED,
     VENDI,
     by_space,
@@ -110,6 +111,8 @@ def curves(jsonl: Path, path: Path) -> None:
                 axes.plot(*zip(*fixed, strict=True), label=label, color=colour, marker="o", lw=2)
         axes.set_title(title, loc="left", fontsize=10)
         axes.ticklabel_format(useOffset=False)
+        if title == POLICY_PANEL:
+            _widen(axes, least=0.2)  # a constant's measurement: its noise is not to fill the panel
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if number > 3:
             axes.set_xlabel("step")
@@ -126,6 +129,13 @@ def _only(*names: str) -> Choose:
     }
 
 
+def _widen(axes: "Axes", *, least: float) -> None:
+    """Let the y axis span at least so much."""
+    low, high = axes.get_ylim()
+    missing = max(0.0, least - (high - low)) / 2
+    axes.set_ylim(low - missing, high + missing)
+
+
 def _lines(
     steps: Mapping[int, Mapping[str, float]], choose: Choose
 ) -> dict[str, list[tuple[int, float]]]:
@@ -137,11 +147,16 @@ def _lines(
     return lines
 
 
+POLICY_PANEL = "policy entropy (nats a dimension)"
 PANELS: Mapping[str, Choose] = {
     "reward": _only(REWARD),
     "Vendi in the group": lambda metrics: by_space(metrics, VENDI),
     "change of the pictures that all share": _only(SHARED),
-    "policy entropy (nats a dimension)": _only(POLICY_ENTROPY),
+    POLICY_PANEL: lambda metrics: {
+        label: metrics[name]
+        for label, name in (("measured", POLICY_ENTROPY), ("schedule", SCHEDULE_ENTROPY))
+        if name in metrics
+    },
     "perceptual entropy (nats)": lambda metrics: by_space(metrics, PERCEPTUAL_ENTROPY),
     "clipped ratios": _only("ratio/clip_low", "ratio/clip_high"),
 }

@@ -40,8 +40,9 @@ class Terminal:
         )
 
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self._steps, self._first = steps, first
-        self._start = time.monotonic()
+        self._steps = steps
+        self._first: tuple[int, float] | None = None
+        """Steps done, and when, at the first step that was finished here."""
         self._bar = Progress(
             TextColumn("steps"),
             BarColumn(),
@@ -55,7 +56,6 @@ class Terminal:
         self._task = self._bar.add_task("", total=steps, completed=first)
 
     def __enter__(self) -> Self:
-        self._start = time.monotonic()
         self._bar.start()
         return self
 
@@ -72,12 +72,16 @@ class Terminal:
         self.console.print(text, markup=False)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The line of one finished step; `step` counts from 0."""
-        done = step + 1
+        """The line of one finished step; `step` counts from 0. The time left is counted from the
+        first finished step on: start-up and the loading of models say nothing of the rest."""
+        done, now = step + 1, time.monotonic()
         self._bar.update(self._task, completed=done)
         line = f"step {done:>{len(str(self._steps))}}/{self._steps}  {headline(metrics)}"
-        if not self.console.is_terminal:
-            rate = (time.monotonic() - self._start) / max(1, done - self._first)
+        if self._first is None:
+            self._first = done, now
+        elif not self.console.is_terminal:
+            before, start = self._first
+            rate = (now - start) / (done - before)
             line += f"  ETA {_clock(rate * (self._steps - done))}"
         self.say(line)
 
@@ -93,6 +97,20 @@ def headline(metrics: Mapping[str, float]) -> str:
     if STEP_S in metrics:
         parts.append(f"{metrics[STEP_S]:.1f} s")
     return "  ".join(parts)
+
+
+def probe_line(version: int, metrics: Mapping[str, float], first: Mapping[str, float]) -> str:
+    """What fixed prompts with fixed noise say, now and at the run's `first` probe: the steps' own
+    numbers jump with their prompts and show no learning."""
+    names = {"reward": REWARD, "shared move": SHARED}
+    names |= {f"Vendi({space})": f"{VENDI}{space}" for space in by_space(metrics, VENDI)}
+    parts = [f"probe after step {version}:"]
+    for label, name in sorted(names.items()):
+        if name not in metrics:
+            continue
+        before = f"{first[name]:.4f} -> " if name in first and version else ""
+        parts.append(f" {label} {before}{metrics[name]:.4f}")
+    return " ".join(parts)
 
 
 def summary(

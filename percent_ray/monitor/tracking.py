@@ -5,8 +5,6 @@ MLflow gets a copy through a bounded queue. What a slow or dead server does not 
 counted.
 """
 
-import contextlib
-import fcntl
 import logging
 import math
 import os
@@ -14,9 +12,12 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from filelock import FileLock
 
 from percent_ray.monitor.history import History
 
@@ -169,16 +170,12 @@ class Tracker:
             self._log_params(client, self._run_id)
         return self._client, self._run_id
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> AbstractContextManager[object]:
         """One run of the folder at a time: MLflow makes its tables at the first call, and of two
-        processes that do so at once one fails."""
-        if self._artifacts is None:  # a server, which does that by itself
-            yield
-            return
-        with (self.folder.parent / "mlflow.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        processes that do so at once one fails. A server does that by itself."""
+        if self._artifacts is None:
+            return nullcontext()
+        return FileLock(self.folder.parent / "mlflow.lock")
 
     def _continue_run(self, client: "MlflowClient") -> str | None:
         from mlflow.exceptions import MlflowException

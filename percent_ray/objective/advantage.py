@@ -1,4 +1,4 @@
-"""From the rewards of groups to advantages. PAPER section 1, eqs. 1-3."""
+"""From the rewards of groups to advantages (docs/method.md, "GRPO")."""
 
 from typing import Literal
 
@@ -13,7 +13,8 @@ StdScope = Literal["group", "global"]
 def advantages(
     rewards: Float32[Tensor, "G K"], *, std: StdScope, eps: float = 1e-4, clip: float = 5.0
 ) -> Float32[Tensor, "G K"]:
-    """A = (r - group mean) / (std + eps) with population std, clamped to +-clip (PAPER eq. 3).
+    """A = (r - group mean) / (std + eps) with population std, clamped to +-clip (arXiv
+    2605.12112, eq. 3).
 
     Raises ValueError for a reward that is not finite: such a group has to be dropped, as a made-up
     value would poison the whole group.
@@ -44,7 +45,7 @@ def zero_std_groups(rewards: Float32[Tensor, "G K"]) -> Bool[Tensor, " G"]:
 def advantage_probability_range(
     advantages: Float32[Tensor, "G K"],
 ) -> tuple[Float32[Tensor, " G"], Float32[Tensor, " G"]]:
-    """Largest and smallest p_A = softmax(A) over each group (PAPER section 5).
+    """Largest and smallest p_A = softmax(A) over each group (docs/method.md, "What is measured").
 
     The distribution that the advantages pull the group towards; 1/K and 1/K is no pull.
     """

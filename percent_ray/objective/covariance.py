@@ -1,4 +1,4 @@
-"""Which transitions drive the entropy down: Clip-Cov and KL-Cov. PAPER section 4."""
+"""Which transitions drive the entropy down: Clip-Cov and KL-Cov (docs/method.md, "Baselines")."""
 
 import torch
 from jaxtyping import Bool, Float32
@@ -13,9 +13,9 @@ def covariance(
     Centred for each of the S steps by itself: -log s_i varies by nats from step to step and would
     turn C into a detector of steps. Large and positive where a likely transition is rewarded.
     """
-    values, pull = log_prob.double(), advantage.double()
+    values, advantages = log_prob.double(), advantage.double()
     centred = values - values.mean(dim=(0, 1))
-    return (centred * (pull - pull.mean()).unsqueeze(-1)).float()
+    return (centred * (advantages - advantages.mean()).unsqueeze(-1)).float()
 
 
 def largest(values: Float32[Tensor, "*n"], fraction: float) -> Bool[Tensor, "*n"]:

@@ -1,5 +1,5 @@
-"""The loss of a transition: the clipped surrogate (PAPER section 1, eqs. 1-3 and 6) and whatever a
-method adds to it (sections 3 and 4)."""
+"""The loss of a transition: the clipped surrogate and whatever a method adds to it (docs/method.md,
+"GRPO" and "Baselines")."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -36,8 +36,8 @@ class Weights:
 
     def present(self) -> dict[str, Tensor]:
         """The weights that there are, by name."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in found.items() if value is not None}
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in every.items() if value is not None}
 
     def teaches(self, dims: int) -> Tensor:
         """Where anything but a KL pulls, over the last `dims` dimensions: bool [*]. A KL alone only
@@ -88,7 +88,8 @@ def grpo_loss(
     clip_low: float,
     clip_high: float,
 ) -> tuple[Float32[Tensor, "*n"], RatioMetrics]:
-    """max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high)) of each transition (PAPER eqs. 1, 6).
+    """max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high)) of each transition (arXiv
+    2605.12112, eqs. 1 and 6).
 
     rho = exp(log_prob - old_log_prob). The loss is not averaged: its sum over micro-batches and
     ranks, divided by the number of transitions, does not depend on how they were cut.

@@ -1,4 +1,4 @@
-"""The KL to a reference policy. PAPER sections 1 and 4."""
+"""The KL to a reference policy (docs/method.md, "GRPO")."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ def gaussian_kl(
     mean_reference: Float[Tensor, "B ..."],
     scale: Float[Tensor, " B"],
 ) -> Float32[Tensor, " B"]:
-    """||mu - mu_ref||^2 / (2 scale^2), mean over the latent's elements (PAPER section 1).
+    """||mu - mu_ref||^2 / (2 scale^2), mean over the latent's elements.
 
     With scale = s the KL of two policies at one step, in nats a dimension; KL-Cov has it too, with
     the old policy's mean for reference.

@@ -1,7 +1,8 @@
-"""Perceptual terms added to the reward, before the group normalisation. PAPER section 3.
+"""Perceptual terms added to the reward, before the group normalisation (docs/method.md, "PEC and
+PCVAE").
 
 A value belongs to one transition, an image's term is the mean of its values over the scored steps.
-Both have the sign that `shape` adds: a larger term is a larger reward.
+Both have the sign that a reward adds: a larger term is a larger reward.
 """
 
 from typing import Literal
@@ -16,7 +17,7 @@ late, noisy steps from dominating."""
 
 
 def step_weights(std: Float[Tensor, " S"], omega: Omega) -> Float32[Tensor, " S"]:
-    """omega_i over the scored steps, of mean 1 (PAPER sections 3 and 6)."""
+    """omega_i over the scored steps, of mean 1 (docs/method.md, "PEC and PCVAE")."""
     if omega == "uniform":
         return torch.ones_like(std, dtype=torch.float32)
     if omega == "variance":
@@ -28,7 +29,8 @@ def step_weights(std: Float[Tensor, " S"], omega: Omega) -> Float32[Tensor, " S"
 def pec_values(
     log_p_perc: Float32[Tensor, "*n S"], omega: Float32[Tensor, "*w S"]
 ) -> Float32[Tensor, "*n S"]:
-    """PEC: omega_i (-log p_perc,i), to raise perceptual entropy (PAPER eqs. 16-21)."""
+    """PEC: omega_i (-log p_perc,i), to raise perceptual entropy (arXiv 2605.12112, eqs.
+    16-21)."""
     return -omega * log_p_perc
 
 
@@ -37,15 +39,8 @@ def pcvae_values(
     log_p_old: Float32[Tensor, "*n S"],
     omega: Float32[Tensor, "*w S"],
 ) -> Float32[Tensor, "*n S"]:
-    """PCVAE: -omega_i (log p_perc,i - log pi_old,i) (PAPER eqs. 16-21).
+    """PCVAE: -omega_i (log p_perc,i - log pi_old,i) (arXiv 2605.12112, eqs. 16-21).
 
     It lowers KL(p_perc || pi): the perceptual space stays consistent with the VAE's.
     """
     return -omega * (log_p_perc - log_p_old)
-
-
-def shape(
-    rewards: Float32[Tensor, "*n"], terms: Float32[Tensor, "*n"], lam: float
-) -> Float32[Tensor, "*n"]:
-    """Shaped rewards r + lambda term (PAPER eqs. 16-21)."""
-    return rewards + lam * terms

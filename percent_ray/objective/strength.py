@@ -1,4 +1,5 @@
-"""How much a term weighs beside the reward: measured once, or steered. PAPER section 6.
+"""How much a term weighs beside the reward: measured once, or steered (docs/method.md,
+"Strength").
 
 What is remembered from step to step is a flat mapping of numbers, by names that begin with the
 term's; every function returns it anew.

@@ -1,1 +1,1 @@
-"""The three roles, in Ray actors or in one process."""
+"""Where the roles run: in Ray actors, or in this process."""

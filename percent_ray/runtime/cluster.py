@@ -12,12 +12,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from percent_ray.config import Recipe
-from percent_ray.config import Role as RoleConfig
+from percent_ray.recipe import tree
+from percent_ray.recipe.tree import Recipe
+from percent_ray.roles.perception import PerceptionWorker
+from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.runtime import placement
-from percent_ray.runtime.learner import LearnerGroup
-from percent_ray.runtime.perception import Perceiver
-from percent_ray.runtime.rollout import Rollout
+from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.types import Perception, Prompt, ShapedBatch, Trajectory, Update
 
 
@@ -30,6 +30,23 @@ def connect() -> None:
         ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
 
 
+class RolloutActor(RolloutWorker):
+    """Returns a group in parts, so that its tables stay in the object store."""
+
+    def draw(self, *args: Any) -> tuple[Trajectory, Any, Any]:
+        """`sample`: the trajectory without its tables, its payload, its condition."""
+        group = self.sample(*args)
+        return replace(group, payload=None, condition=None), group.payload, group.condition
+
+
+class PerceptionActor(PerceptionWorker):
+    """Takes a group in parts: Ray hands over what an argument refers to, not what is inside one."""
+
+    def judge(self, group: Trajectory, payload: Any, *, pictures: bool) -> Perception:
+        """`perceive` of a trajectory without its tables and its payload."""
+        return self.perceive(replace(group, payload=payload), pictures=pictures)
+
+
 class Pool:
     """The actors of one role, each with at most `inflight` calls at a time.
 
@@ -37,7 +54,7 @@ class Pool:
     is a function of ids, so that the second result equals what the first would have been.
     """
 
-    def __init__(self, kind: type, recipe: Recipe, role: RoleConfig, *, name: str) -> None:
+    def __init__(self, kind: type, recipe: Recipe, role: tree.Role, *, name: str) -> None:
         actor = ray.remote(kind).options(
             **placement.options(role), max_restarts=-1, max_task_retries=-1
         )
@@ -51,9 +68,10 @@ class Pool:
         for handle in self.actors * recipe.runtime.inflight:
             self._free.put_nowait(handle)
 
-    async def ready(self) -> None:
-        """Every actor has loaded its models."""
-        await self._within(asyncio.gather(*(actor.ready.remote() for actor in self.actors)))
+    async def ready(self) -> list[str]:
+        """Every actor has loaded its models; what the first one says of them."""
+        loaded = asyncio.gather(*(actor.ready.remote() for actor in self.actors))
+        return (await self._within(loaded))[0]
 
     async def call(self, method: str, *args: Any, returns: int = 1, **kwargs: Any) -> list[Any]:
         """`method` on the next free actor: its first return value, then references to the rest."""
@@ -96,39 +114,50 @@ class Cluster:
 
     def __init__(self, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> None:
         runtime = recipe.runtime
-        self.rollout = Pool(Rollout, recipe, runtime.rollout, name="rollout")
-        self.perception = Pool(Perceiver, recipe, runtime.perception, name="perception")
+        self.rollout = Pool(RolloutActor, recipe, runtime.rollout, name="rollout")
+        self.perception = Pool(PerceptionActor, recipe, runtime.perception, name="perception")
         self.learner = LearnerGroup(recipe, run_folder=run_folder, resume=resume)
         self._keep = runtime.max_staleness + 2
+        self.loaded: list[str] = []
+        """What was loaded, a line each."""
         self._weights: dict[int, tuple[str | None, ray.ObjectRef | None]] = {}
 
     @classmethod
-    async def start(cls, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> "Cluster":
-        """Start every actor and wait until each has loaded its models.
+    async def start(
+        cls, recipe: Recipe, *, first: Prompt, run_folder: Path, resume: Path | None
+    ) -> "Cluster":
+        """Start every actor, wait until each has loaded its models, and try every scorer on the
+        run's `first` prompt.
 
-        Raises ValueError where the cluster is too small or a model's folder is bad.
+        Raises ValueError, in one line, where the cluster is too small, a model's folder is bad or a
+        scorer broken.
         """
         connect()
         placement.check(recipe, ray.cluster_resources())
         cluster = cls(recipe, run_folder=run_folder, resume=resume)
         try:
-            await asyncio.gather(cluster.rollout.ready(), cluster.perception.ready())
+            tried = cluster.perception.call("try_out", first)
+            cluster.loaded, _ = await asyncio.gather(cluster._ready(), tried)
         except BaseException:
             await cluster.close()
             raise
         return cluster
 
+    async def _ready(self) -> list[str]:
+        rollout, perception = await asyncio.gather(self.rollout.ready(), self.perception.ready())
+        return [*rollout, *perception]
+
     async def sample(self, group_id: int, prompt: Prompt, version: int) -> Trajectory:
         checksum, weights = self._weights[version]
-        trajectory, payload, condition = await self.rollout.call(
-            "sample", group_id, prompt, version, weights, checksum, returns=3
+        group, payload, condition = await self.rollout.call(
+            "draw", group_id, prompt, version, weights, checksum, returns=3
         )
-        return replace(trajectory, payload=payload, condition=condition)
+        return replace(group, payload=payload, condition=condition)
 
     async def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:
         bare = replace(trajectory, payload=None, condition=None)
         [perception] = await self.perception.call(
-            "perceive", bare, trajectory.payload, pictures=pictures
+            "judge", bare, trajectory.payload, pictures=pictures
         )
         return perception
 

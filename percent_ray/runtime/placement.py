@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from percent_ray.config import Recipe, Role
+from percent_ray.recipe.tree import Recipe, Role
 
 GIB = 1024**3
 

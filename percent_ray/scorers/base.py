@@ -1,29 +1,59 @@
-"""What the roles ask of a reward or an image encoder. One scorer is one module in this folder.
+"""What the roles ask of a reward or an image encoder. One kind of scorer is one module here.
 
-A scorer's module has one function, found by the module's name (a key of `scorers` in the recipe):
+A kind's module has one function, found by the module's name (`kind` of a scorer in the recipe,
+where left out the scorer's own name):
 
     load(path: str, *, device: torch.device) -> Scorer
 
-`path` is a folder, a hub id, or a name of the embedded world such as `shapes/pickscore`.
+`path` is a folder, a hub id, a name of the embedded world such as `shapes/pickscore`, a weights
+file or a URL: the kind refuses what it does not take (`recipe.paths.locate`). Empty stands for the
+kind's own default.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Sequence
-from types import ModuleType
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from percent_ray import scorers
+from percent_ray.recipe import tree
+from percent_ray.recipe.discover import SCORERS
 from percent_ray.types import Prompt
+
+GREY = 128
+"""Pixels of the picture that a scorer is tried on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A scorer's word on N images in the unit that papers report."""
+
+    values: Float32[Tensor, " N"]
+    """On the CPU; larger is better."""
+    unit: str
+    """Of the values, for tables and plots."""
+    tasks: tuple[str, ...] | None = None
+    """The part of the benchmark that each image belongs to, where it has parts."""
+
+    def chosen(self, index: Int64[Tensor, " k"]) -> "Report":
+        """Of some of the images."""
+        tasks = None if self.tasks is None else tuple(self.tasks[i] for i in index.tolist())
+        return Report(self.values[index], self.unit, tasks)
+
+    def by_task(self) -> dict[str, float]:
+        """Mean over the images of each task; empty where there are none."""
+        tasks = self.tasks or ()
+        return {
+            task: self.values[[i for i, t in enumerate(tasks) if t == task]].mean().item()
+            for task in dict.fromkeys(tasks)
+        }
 
 
 class Scorer(Protocol):
     """A frozen judge of images. A scorer that only scores, or only encodes, raises ValueError with
-    one line for the other call."""
+    one line for the other calls."""
 
     def score(
         self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
@@ -31,20 +61,117 @@ class Scorer(Protocol):
         """The training reward of each image for its prompt, on the CPU."""
         ...
 
+    def report(self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Report:
+        """The same judgement as evaluations report it."""
+        ...
+
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """Unscaled features of each image, on the CPU."""
         ...
 
-
-def load(name: str, path: str, *, device: torch.device) -> Scorer:
-    """The scorer `name` of `path`, its own default where empty. Raises ValueError that lists the
-    known scorers."""
-    return module(name).load(path, device=device)
+    def describe(self) -> str:
+        """What was loaded, for the start of a run; one line."""
+        ...
 
 
-def module(name: str) -> ModuleType:
-    """The module of a scorer. Raises ValueError that lists the known scorers."""
-    known = sorted(m.name for m in pkgutil.iter_modules(scorers.__path__) if m.name != "base")
-    if name not in known:
-        raise ValueError(f"scorers: unknown {name!r}; known are {', '.join(known)}")
-    return importlib.import_module(f"{scorers.__name__}.{name}")
+class Checked:
+    """A scorer under its name in the recipe: called in batches, and held to its contract.
+
+    Every call raises ValueError where the scorer's answer has another length, shape or dtype than
+    its images ask for: one value for all images must not be taken for the reward of each.
+    """
+
+    def __init__(self, name: str, scorer: Scorer, *, batch_size: int) -> None:
+        self.name = name
+        self._scorer = scorer
+        self._batch_size = batch_size
+
+    def score(
+        self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
+    ) -> Float32[Tensor, " N"]:
+        """As `Scorer.score`. Raises ValueError for another number of prompts, too."""
+        return torch.cat(
+            [
+                _checked(self._scorer.score(part, texts), len(part), dims=1)
+                for part, texts in self._batches(images, prompts)
+            ]
+        )
+
+    def report(self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Report:
+        """As `Scorer.report`."""
+        batches = self._batches(images, prompts)
+        parts = [(self._scorer.report(part, texts), len(part)) for part, texts in batches]
+        values = torch.cat([_checked(report.values, count, dims=1) for report, count in parts])
+        tasks = tuple(task for report, _ in parts for task in report.tasks or ())
+        return Report(values, parts[0][0].unit, tasks or None)
+
+    def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
+        """As `Scorer.encode`."""
+        parts = images.split(self._batch_size)
+        features = [self._scorer.encode(part) for part in parts]
+        try:
+            checked = [_checked(f, len(p), dims=2) for f, p in zip(features, parts, strict=True)]
+        except ValueError as error:
+            raise ValueError(f"scorers.{self.name}: features: {error}") from None
+        return torch.cat(checked)
+
+    def describe(self) -> str:
+        """As `Scorer.describe`, under the scorer's name."""
+        return f"scorers.{self.name}: {self._scorer.describe()}"
+
+    def _batches(
+        self, images: Tensor, prompts: Sequence[Prompt]
+    ) -> list[tuple[Tensor, Sequence[Prompt]]]:
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
+        size = self._batch_size
+        starts = range(0, len(images), size)
+        return [(images[i : i + size], prompts[i : i + size]) for i in starts]
+
+
+def load_scorer(name: str, settings: tree.Scorer, *, device: torch.device) -> Checked:
+    """The scorer `name` of a recipe. Raises ValueError that names it, in one line."""
+    module = SCORERS.module(settings.kind or name, key=f"scorers.{name}.kind")
+    try:
+        scorer = module.load(settings.path, device=device)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"scorers.{name}: {_first_line(error)}") from error
+    return Checked(name, scorer, batch_size=settings.batch_size)
+
+
+def try_out(
+    scorer: Checked, prompt: Prompt, *, scores: bool, encodes: bool, size: tuple[int, int]
+) -> None:
+    """Call a scorer on two grey pictures of `size` (height, width) and `prompt`, as far as the run
+    will call it: what is wrong with it is found at the start of a run, not after hours.
+
+    Raises ValueError that names it, in one line.
+    """
+    grey = torch.full((2, 3, *size), GREY, dtype=torch.uint8)
+    try:
+        if scores and not scorer.score(grey, [prompt, prompt]).isfinite().all():
+            raise ValueError("gave a score that is not finite")
+        if encodes and not scorer.encode(grey).isfinite().all():
+            raise ValueError("gave features that are not finite")
+    except Exception as error:
+        raise ValueError(
+            f"scorers.{scorer.name}: tried on a grey picture for {prompt.text!r}: "
+            f"{_first_line(error)}"
+        ) from error
+
+
+def _checked(values: Tensor, images: int, *, dims: int) -> Tensor:
+    """A scorer's answer in float32."""
+    if not isinstance(values, Tensor):
+        raise ValueError(f"returned {type(values).__name__}, expected a tensor")
+    if values.ndim != dims or len(values) != images or not values.is_floating_point():
+        wanted = f"[{images}]" if dims == 1 else f"[{images}, D]"
+        raise ValueError(
+            f"returned {str(values.dtype).removeprefix('torch.')} {list(values.shape)}, expected "
+            f"floats {wanted}"
+        )
+    return values.float().cpu()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from percent_ray.config import locate
+from percent_ray.models import pretrained
+from percent_ray.recipe.paths import locate
+from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt
 
 DEFAULT = "openai/clip-vit-large-patch14"
@@ -31,25 +33,39 @@ class Clip:
         """Cosines in -1..1, on the CPU."""
         return self._towers.cosine(images, prompts)
 
+    def report(self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Report:
+        """The score itself."""
+        return Report(self.score(images, prompts), "cosine")
+
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """Projected image features, not normalised, on the CPU."""
         return self._towers.images(images).cpu()
 
+    def describe(self) -> str:
+        """What was loaded."""
+        return self._towers.description
+
 
 class Towers:
-    """The float32 image and text towers of a CLIPModel with its own processors."""
+    """The float32 image and text towers of a CLIPModel with its own processors.
+
+    Raises ValueError, in one line, for a folder without all of its weights or tokenizer.
+    """
 
     def __init__(self, folder: str, *, processor: str, device: torch.device) -> None:
-        from transformers import CLIPModel, CLIPProcessor
+        from transformers import AutoImageProcessor, CLIPConfig, CLIPModel, CLIPTokenizer
 
-        model: Any = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-        self._model = model.requires_grad_(False).eval().to(device)
-        self._device = device
-        self._processor: Any = CLIPProcessor.from_pretrained(processor)
-        self._tokens = min(
-            self._processor.tokenizer.model_max_length,
-            model.config.text_config.max_position_embeddings,
+        text: Any = CLIPConfig.from_pretrained(folder).text_config
+        # The small files first: what is not there is told before a gigabyte is read.
+        self._tokenizer = pretrained.tokenizer(
+            CLIPTokenizer, processor, part="tokenizer", vocabulary=text.vocab_size
         )
+        self._image_processor: Any = AutoImageProcessor.from_pretrained(processor)
+        model = pretrained.load(CLIPModel, folder, part="weights", dtype=torch.float32)
+        self.description = pretrained.described(folder, model)
+        self._model = model.requires_grad_(False).to(device)
+        self._device = device
+        self._tokens = min(self._tokenizer.model_max_length, text.max_position_embeddings)
 
     @property
     def logit_scale(self) -> float:
@@ -59,7 +75,7 @@ class Towers:
     @torch.inference_mode()
     def images(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """Projected features, not normalised, on the model's device."""
-        inputs = self._processor.image_processor(
+        inputs = self._image_processor(
             images.to(self._device), return_tensors="pt", input_data_format="channels_first"
         )
         return features(self._model.get_image_features(inputs.pixel_values)).float()
@@ -69,7 +85,7 @@ class Towers:
         """Projected features, not normalised, on the model's device. A text is encoded once
         however often it is given: a group has one prompt and many images."""
         once = list(dict.fromkeys(texts))
-        inputs = self._processor.tokenizer(
+        inputs = self._tokenizer(
             once,
             padding="max_length",
             truncation=True,
@@ -85,10 +101,7 @@ class Towers:
     def cosine(
         self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
     ) -> Float32[Tensor, " N"]:
-        """Cosine of each image and its prompt, on the CPU. Raises ValueError where their numbers
-        differ."""
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
+        """Cosine of each image and its prompt, on the CPU."""
         texts = self.texts([prompt.text for prompt in prompts])
         return torch.cosine_similarity(self.images(images), texts, dim=-1).cpu()
 

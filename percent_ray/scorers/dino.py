@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from percent_ray.config import locate
+from percent_ray.models import pretrained
+from percent_ray.recipe.paths import locate
+from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt
 
 DEFAULT = "facebook/dinov2-base"
@@ -18,24 +20,31 @@ def load(path: str, *, device: torch.device) -> "Dino":
     from transformers import AutoImageProcessor, AutoModel
 
     folder = locate(path or DEFAULT)
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    return Dino(
-        model.requires_grad_(False).eval().to(device), AutoImageProcessor.from_pretrained(folder)
-    )
+    processor = AutoImageProcessor.from_pretrained(folder)
+    # The class token is read before any pooler; DINO v1 was published without one.
+    unused = ("pooler.",)
+    model = pretrained.load(AutoModel, folder, part="weights", unused=unused, dtype=torch.float32)
+    description = pretrained.described(folder, model)
+    return Dino(model.requires_grad_(False).to(device), processor, description)
 
 
 class Dino:
     """A `Scorer` (scorers/base.py) that only encodes."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, description: str) -> None:
         self._model = model
         self._processor = processor
+        self._description = description
 
     def score(
         self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
     ) -> Float32[Tensor, " N"]:
         """Always raises ValueError."""
-        raise ValueError("scorers.dino only encodes images; set its weight to 0")
+        raise ValueError("a dino only encodes images; set its weight to 0")
+
+    def report(self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Report:
+        """Always raises ValueError."""
+        raise ValueError("a dino only encodes images; leave it out of the judges")
 
     @torch.inference_mode()
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
@@ -44,3 +53,7 @@ class Dino:
             images.to(self._model.device), return_tensors="pt", input_data_format="channels_first"
         )
         return self._model(inputs.pixel_values).last_hidden_state[:, 0].float().cpu()
+
+    def describe(self) -> str:
+        """What was loaded."""
+        return self._description

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from percent_ray.config import locate
+from percent_ray.recipe.paths import locate
+from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt
 
 Detections = dict[str, list[dict[str, Any]]]
@@ -84,9 +85,9 @@ def judge(detections: Detections, metadata: Metadata) -> bool:
     return not crowded and all(group is not None for group in groups)
 
 
-def _closeness(wanted: int, found: int) -> float:
-    """``1 - |wanted - found| / wanted``."""
-    return 1.0 - abs(wanted - found) / wanted
+def _closeness(wanted: int, there: int) -> float:
+    """``1 - |wanted - there| / wanted``."""
+    return 1.0 - abs(wanted - there) / wanted
 
 
 def reward(detections: Detections, metadata: Metadata, *, position_quirk: bool = False) -> float:
@@ -129,22 +130,27 @@ Detector = Callable[[UInt8[Tensor, "N 3 H W"], Sequence[Metadata]], list[Detecti
 
 
 def load(path: str, *, device: torch.device) -> "GenEval":
-    """The embedded world's detector where `path` is empty or `shapes`; else the Mask2Former of a
-    folder or hub id, such as facebook/mask2former-swin-small-coco-instance."""
-    if path in ("", "shapes"):
+    """The embedded world's detector where `path` is empty; else the Mask2Former of a folder or hub
+    id, such as facebook/mask2former-swin-small-coco-instance."""
+    if not path:
         from percent_ray.shapes.detect import detect
 
-        return GenEval(lambda images, _: [detect(image) for image in images])
-    from percent_ray.evaluation.detector import Mask2Former
+        return GenEval(
+            lambda images, _: [detect(image) for image in images], "GenEval's rules on shapes"
+        )
+    from percent_ray.scorers.detector import Mask2Former
 
-    return GenEval(Mask2Former(locate(path), device=device))
+    folder = locate(path)
+    detector = Mask2Former(folder, device=device)
+    return GenEval(detector, f"GenEval's rules; {detector.description}")
 
 
 class GenEval:
     """A `Scorer` (scorers/base.py) of prompts that carry GenEval's metadata. It cannot encode."""
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, description: str) -> None:
         self._detector = detector
+        self._description = description
 
     def score(
         self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
@@ -155,32 +161,33 @@ class GenEval:
         know, which would otherwise count as never drawn.
         """
         pairs = self._detect(images, prompts)
-        return torch.tensor([reward(found, record) for found, record in pairs])
+        return torch.tensor([reward(detections, record) for detections, record in pairs])
 
-    def correct(
-        self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
-    ) -> Bool[Tensor, " N"]:
-        """The official verdict that reports average, on the CPU. Raises as `score` does."""
+    def report(self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Report:
+        """1 where the official rules say right, else 0, by task. Raises as `score` does."""
         pairs = self._detect(images, prompts)
-        return torch.tensor([judge(found, record) for found, record in pairs])
+        verdicts = [float(judge(detections, record)) for detections, record in pairs]
+        tasks = tuple(record["tag"] for _, record in pairs)
+        return Report(torch.tensor(verdicts), "share right by the official rules", tasks)
 
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """Always raises ValueError."""
-        raise ValueError("scorers.geneval only scores; leave it out of spaces")
+        raise ValueError("a geneval only scores; leave it out of spaces")
+
+    def describe(self) -> str:
+        """What was loaded."""
+        return self._description
 
     def _detect(
         self, images: Tensor, prompts: Sequence[Prompt]
     ) -> list[tuple[Detections, Metadata]]:
-        if len(images) != len(prompts):
-            raise ValueError(f"{len(images)} images but {len(prompts)} prompts")
         records = [_record(prompt) for prompt in prompts]
         pairs = list(zip(self._detector(images, records), records, strict=True))
-        for found, record in pairs:
+        for detections, record in pairs:
             wanted = {entry["class"] for entry in record.get("include", [])}
-            if unknown := sorted(wanted - set(found)):
+            if unknown := sorted(wanted - set(detections)):
                 raise ValueError(
-                    f"scorers.geneval: the detector knows no {', '.join(unknown)}; "
-                    "set scorers.geneval.path to one that does"
+                    f"the detector knows no {', '.join(unknown)}; set its path to one that does"
                 )
         return pairs
 
@@ -189,7 +196,7 @@ def _record(prompt: Prompt) -> Metadata:
     metadata: Mapping[str, Any] | None = prompt.metadata
     if not metadata or "tag" not in metadata:
         raise ValueError(
-            f"scorers.geneval: prompt {prompt.text!r} has no metadata; "
+            f"prompt {prompt.text!r} has no metadata; "
             "set data.prompts to a .jsonl with tag and include"
         )
     return dict(metadata)

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from percent_ray.config import locate
+from percent_ray.recipe.paths import locate
+from percent_ray.scorers.base import Report
 from percent_ray.scorers.clip import Towers
 from percent_ray.types import Prompt
 
@@ -16,8 +17,8 @@ PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """PickScore_v1 was published without its processors; these are what it was trained with."""
 TRAINING_UNIT = 26.0
 """Logits a unit of the training reward, as in Flow-GRPO: rewards are near 0.8."""
-REPORT_FACTOR = TRAINING_UNIT / 100
-"""Training reward x this = logits / 100, the scale that papers report (0.20 to 0.25)."""
+REPORT_UNIT = 100.0
+"""Logits a unit of the report: papers have 0.20 to 0.25."""
 
 
 def load(path: str, *, device: torch.device) -> "PickScore":
@@ -42,6 +43,15 @@ class PickScore:
         """exp(logit scale) x cosine / 26, on the CPU."""
         return self._towers.cosine(images, prompts) * (self._towers.logit_scale / TRAINING_UNIT)
 
+    def report(self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Report:
+        """Logits / 100."""
+        scale = self._towers.logit_scale / REPORT_UNIT
+        return Report(self._towers.cosine(images, prompts) * scale, "score / 100")
+
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """Projected image features, not normalised, on the CPU."""
         return self._towers.images(images).cpu()
+
+    def describe(self) -> str:
+        """What was loaded."""
+        return self._towers.description

@@ -1,14 +1,14 @@
 import pytest
 
-from percent_ray import halves
+from percent_ray.runtime import halves
 from tests.end_to_end import world as worlds
 
 
 def test_each_half_runs_alone_and_the_second_replays_the_first(world, tmp_path, capsys):
     recipe = worlds.recipe(world, tmp_path, backend="local")
-    file = halves.rollout(recipe)
+    file = halves.sample_groups(recipe)
     assert file.with_suffix(".png").is_file()
-    metrics = halves.learn(recipe, file)
+    metrics = halves.learn_groups(recipe, file)
     assert metrics["learner/images"] == 8
     assert metrics["ratio/first_max_dev"] < 1e-6
     assert "2 groups" in capsys.readouterr().out
@@ -18,4 +18,4 @@ def test_a_foreign_file_is_one_clear_error(world, tmp_path):
     foreign = tmp_path / "foreign.arrow"
     foreign.write_text("not arrow")
     with pytest.raises(ValueError, match=r"foreign\.arrow is not a file of --only rollout"):
-        halves.learn(worlds.recipe(world, tmp_path, backend="local"), foreign)
+        halves.learn_groups(worlds.recipe(world, tmp_path, backend="local"), foreign)

@@ -2,20 +2,27 @@ import asyncio
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from percent_ray.config import Recipe, Role
-from percent_ray.flow.schedule import policy_entropy
+from percent_ray.flow import sampler
+from percent_ray.flow.sde import Transition
+from percent_ray.recipe.tree import Recipe, Role
 from percent_ray.runtime.local import Local
 from tests.end_to_end import world as worlds
 from tests.fakes import FakeObserver
 
 
 def run_locally(recipe: Recipe) -> FakeObserver:
-    return asyncio.run(worlds.train(recipe, Local(recipe)))
+    return asyncio.run(worlds.train(recipe, Local(recipe, first=worlds.first(recipe))))
+
+
+async def start(kind: Any, recipe: Recipe, folder: Path) -> Any:
+    return await kind.start(recipe, first=worlds.first(recipe), run_folder=folder, resume=None)
 
 
 def assert_same(found: FakeObserver, expected: FakeObserver) -> None:
@@ -68,18 +75,67 @@ def test_every_method_runs(world, tmp_path, method, perceptual):
     assert ("kl/reference" in metrics) == (method["name"] == "gardo")
 
 
-def test_invariant_7_policy_entropy_is_the_schedules_constant(world, tmp_path):
+def schedules_entropy(sigmas: list[float], noise_level: float, steps: range) -> float:
+    """docs/method.md, "The SDE step" and "Policy entropy", transcribed."""
+    entropies = []
+    for i in steps:
+        now, then = sigmas[i], sigmas[i + 1]
+        g = noise_level * math.sqrt(now / (1 - (sigmas[1] if now == 1 else now)))
+        std = g * math.sqrt(now - then)
+        entropies.append(0.5 + 0.5 * math.log(2 * math.pi) + math.log(std))
+    return sum(entropies) / len(entropies)
+
+
+def assert_entropy_is_the_schedules(recipe: Recipe, roles: Local) -> None:
+    """Measured on drawn latents, in every step and in the probes before and after training."""
+    observer = asyncio.run(worlds.train(recipe, roles))
+    expected = schedules_entropy(roles.policy.sigmas(4).tolist(), 0.7, range(3))
+    images = recipe.sampling.group_size * recipe.data.groups_per_step
+    drawn = 3 * images * math.prod(roles.policy.latent_shape)
+    assert observer.probes[0] == 0
+    assert observer.probes[-1] == recipe.run.steps
+    for metrics, elements in [
+        *((m, drawn) for m in worlds.numbers(observer)),
+        *((m, drawn / recipe.data.groups_per_step) for m in observer.probed),
+    ]:
+        assert metrics["entropy/policy_schedule"] == pytest.approx(expected, abs=1e-6)
+        # -log pi of a normal draw has variance 1/2 an element.
+        standard_error = math.sqrt(0.5 / elements)
+        measured = metrics["entropy/policy"]
+        assert abs(measured - expected) < 3 * standard_error
+        assert measured != expected, "a measurement, not the formula"
+
+
+def test_invariant_7_measured_policy_entropy_is_the_schedules_constant(world, tmp_path):
     recipe = worlds.recipe(world, tmp_path, backend="local")
-    roles = Local(recipe)
+    roles = Local(recipe, first=worlds.first(recipe))
     before = {name: p.detach().clone() for name, p in roles.policy.trainable().items()}
-    metrics = worlds.numbers(asyncio.run(worlds.train(recipe, roles)))
+    assert_entropy_is_the_schedules(recipe, roles)
     after = roles.policy.trainable()
     assert any((before[name] != after[name]).any() for name in before), "the policy has changed"
-    constant = policy_entropy(
-        roles.policy.sigmas(4), noise_level=0.7, kind="flow_sde", steps=range(3)
-    ).mean()
-    for step in metrics:
-        assert step["entropy/policy"] == pytest.approx(float(constant), abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", ["std", "draw", "log_prob"])
+def test_invariant_7_fails_for_a_policy_that_breaks_it(world, tmp_path, monkeypatch, wrong):
+    """The mutants: a std, a draw or a log-prob that is a fifth off."""
+    if wrong == "std":
+        honest = sampler.transition
+        monkeypatch.setattr(
+            sampler,
+            "transition",
+            lambda *args, **kwargs: louder(honest(*args, **kwargs)),
+        )
+    else:
+        honest = getattr(Transition, wrong)
+        monkeypatch.setattr(Transition, wrong, lambda step, x: honest(louder(step), x))
+    recipe = worlds.recipe(world, tmp_path, backend="local")
+    roles = Local(recipe, first=worlds.first(recipe))
+    with pytest.raises(AssertionError):
+        assert_entropy_is_the_schedules(recipe, roles)
+
+
+def louder(step: Transition) -> Transition:
+    return replace(step, std=1.2 * step.std)
 
 
 @pytest.mark.ray
@@ -90,7 +146,9 @@ def test_invariant_9_the_ray_runtime_gives_the_local_numbers(world, tmp_path, ra
     recipe = worlds.recipe(world, tmp_path)
 
     async def on_ray() -> FakeObserver:
-        roles = await Cluster.start(recipe, run_folder=tmp_path, resume=None)
+        roles = await Cluster.start(
+            recipe, first=worlds.first(recipe), run_folder=tmp_path, resume=None
+        )
         try:
             return await worlds.train(recipe, roles)
         finally:
@@ -115,13 +173,13 @@ def test_killed_actors_lose_and_double_no_group(world, tmp_path, ray_cluster):
         async def sample(self, group_id, prompt, version):
             work = asyncio.ensure_future(super().sample(group_id, prompt, version))
             if group_id == 3:
-                kill("Rollout")
+                kill("RolloutActor")
             return await work
 
         async def perceive(self, trajectory, *, pictures):
             work = asyncio.ensure_future(super().perceive(trajectory, pictures=pictures))
             if trajectory.group_id == 2:
-                kill("Perceiver")
+                kill("PerceptionActor")
             return await work
 
     def kill(name: str) -> None:
@@ -131,7 +189,9 @@ def test_killed_actors_lose_and_double_no_group(world, tmp_path, ray_cluster):
                 killed.append(process.pid)
 
     async def on_ray() -> FakeObserver:
-        roles = await Killing.start(recipe, run_folder=tmp_path, resume=None)
+        roles = await Killing.start(
+            recipe, first=worlds.first(recipe), run_folder=tmp_path, resume=None
+        )
         try:
             return await worlds.train(recipe, roles)
         finally:
@@ -149,7 +209,7 @@ def test_a_cluster_that_is_too_small_is_one_clear_error(world, tmp_path, ray_clu
 
     recipe = worlds.recipe(world, tmp_path, rollout=Role(workers=3, cpus=0.1, gpus=1))
     with pytest.raises(ValueError, match=r"runtime\.rollout: 3 workers x 1 GPU = 3 asked, 0 of 0"):
-        asyncio.run(Cluster.start(recipe, run_folder=tmp_path, resume=None))
+        asyncio.run(start(Cluster, recipe, tmp_path))
 
 
 @pytest.mark.ray
@@ -160,4 +220,8 @@ def test_an_actors_error_reaches_the_driver_as_itself(world, tmp_path, ray_clust
     base = worlds.recipe(world, tmp_path)
     recipe = base.model_copy(update={"model": base.model.model_copy(update={"resolution": 17})})
     with pytest.raises(ValueError, match=r"model\.resolution 17 does not fit"):
-        asyncio.run(Cluster.start(recipe, run_folder=Path(tmp_path), resume=None))
+        asyncio.run(
+            Cluster.start(
+                recipe, first=worlds.first(recipe), run_folder=Path(tmp_path), resume=None
+            )
+        )

@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from percent_ray.config import (
+from percent_ray.data.prompts import PromptStream, read_prompts
+from percent_ray.loop import Loop, Progress
+from percent_ray.recipe.paths import locate_prompts
+from percent_ray.recipe.tree import (
     Data,
     Learner,
     Model,
@@ -15,8 +18,7 @@ from percent_ray.config import (
     Sampling,
     Scorer,
 )
-from percent_ray.data.prompts import PromptStream, read_prompts
-from percent_ray.loop import Loop, Progress
+from percent_ray.types import Prompt
 from tests import tiny
 from tests.fakes import FakeObserver
 
@@ -57,10 +59,15 @@ def recipe(world: Path, runs: Path, **runtime: Any) -> Recipe:
     )
 
 
+def first(recipe: Recipe) -> Prompt:
+    """What scorers are tried on."""
+    return read_prompts(locate_prompts(recipe.data.prompts))[0]
+
+
 async def train(recipe: Recipe, roles: Any) -> FakeObserver:
     """Run the loop over `roles` to its end; returns what it told."""
     observer = FakeObserver()
-    prompts = read_prompts(recipe.data.prompts)
+    prompts = read_prompts(locate_prompts(recipe.data.prompts))
 
     async def checkpoint(progress: Progress) -> None:
         """These runs keep nothing."""

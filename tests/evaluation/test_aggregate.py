@@ -11,9 +11,9 @@ from percent_ray.evaluation.aggregate import (
 
 def test_normalized_average_is_min_max_by_column_then_the_mean():
     rows = [[1.0, 10.0, -1.0], [2.0, 30.0, -3.0], [3.0, 20.0, -1.5]]
-    found = normalized_average(rows)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, [(0 + 0 + 1) / 3, (0.5 + 1 + 0) / 3, (1 + 0.5 + 0.75) / 3])
+    averages = normalized_average(rows)
+    assert averages.dtype == np.float64
+    np.testing.assert_allclose(averages, [(0 + 0 + 1) / 3, (0.5 + 1 + 0) / 3, (1 + 0.5 + 0.75) / 3])
 
 
 def test_it_does_not_depend_on_the_metrics_units():
@@ -48,8 +48,8 @@ def test_mean_and_std_over_seeds():
 def test_values_at_the_first_crossing_of_a_reward(level, expected):
     """The reward falls back at the third point: what counts is where it was first reached."""
     rewards, values = np.array([0.6, 0.8, 0.7, 0.9]), np.array([9.0, 6.0, 5.0, 4.0])
-    found = at_reward(rewards, values, level)
-    assert found == (None if expected is None else pytest.approx(expected))
+    value = at_reward(rewards, values, level)
+    assert value == (None if expected is None else pytest.approx(expected))
 
 
 def test_the_crossing_is_linear_between_checkpoints():

@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from percent_ray.evaluation.diversity import feature_variance, vendi
 from percent_ray.evaluation.generate import Pictures, generate
-from percent_ray.evaluation.quality import look, measure
+from percent_ray.evaluation.quality import judge_pictures, measure
 from percent_ray.flow import noise, sampler
+from percent_ray.objective.diversity import feature_variance, vendi
+from percent_ray.scorers.base import Report
 from percent_ray.scorers.geneval import GenEval
 from percent_ray.types import Prompt
 from tests.learn.fake import FakePolicy
@@ -45,6 +46,9 @@ class Colour:
     def score(self, images, prompts):
         return images.float().mean((1, 2, 3)) / 255
 
+    def report(self, images, prompts):
+        return Report(100 * self.score(images, prompts), "percent")
+
     def encode(self, images):
         return images.float().mean((2, 3)) + 1
 
@@ -59,11 +63,12 @@ def picture(seed, tag):
 def test_measures_are_means_over_prompts():
     groups = [picture(0, "colors"), picture(1, "counting")]
     found = measure(
-        look(groups, judges={"pickscore": Colour(), "clip": Colour()}, encoders={"dino": Colour()})
+        judge_pictures(
+            groups, judges={"pickscore": Colour(), "clip": Colour()}, encoders={"dino": Colour()}
+        )
     )
     brightness = torch.stack([g.images.float().mean() / 255 for g in groups]).mean().item()
-    assert found["quality/clip"] == pytest.approx(brightness)
-    assert found["quality/pickscore"] == pytest.approx(0.26 * brightness), "score / 100"
+    assert found["quality/clip"] == pytest.approx(100 * brightness), "in its report's unit"
     features = [Colour().encode(g.images) for g in groups]
     for name, function in (("vendi", vendi), ("variance", feature_variance)):
         expected = sum(map(function, features)) / 2
@@ -76,7 +81,7 @@ def test_some_of_the_pictures_are_measured_as_if_they_were_all():
     group = picture(0, "colors")
     half = Pictures(group.prompt, group.images[[4, 1, 2]], group.latents[[4, 1, 2]])
     options = {"judges": {"clip": Colour()}, "encoders": {"dino": Colour()}}
-    [whole], [expected] = look([group], **options), look([half], **options)
+    [whole], [expected] = judge_pictures([group], **options), judge_pictures([half], **options)
     found = measure([whole.chosen(torch.tensor([4, 1, 2]))])
     assert found == pytest.approx(measure([expected]))
 
@@ -88,6 +93,6 @@ def test_geneval_is_the_official_verdict_by_task():
         return [{"circle": [box] if ok else []} for ok in right]
 
     groups = [picture(0, "colors"), picture(1, "counting")]
-    found = measure(look(groups, judges={"geneval": GenEval(detector)}, encoders={}))
+    found = measure(judge_pictures(groups, judges={"geneval": GenEval(detector, "")}, encoders={}))
     for name in ("quality/geneval", "geneval/colors", "geneval/counting"):
         assert found[name] == pytest.approx(1 / 3)

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from percent_ray.evaluation.quality import Seen, measure
+from percent_ray.evaluation.quality import Judged, measure
 from percent_ray.evaluation.selection import STRENGTHS, selection, tilted
-from percent_ray.types import Prompt
+from percent_ray.scorers.base import Report
 
 
 def gumbel(count, seed):
@@ -35,11 +35,11 @@ def test_no_picture_is_chosen_twice_and_a_small_beta_takes_the_best():
 def groups(spread):
     """Two prompts of 200 pictures; the reward is the first feature, beside it lie `spread`."""
     source = torch.Generator().manual_seed(3)
-    for number in range(2):
+    for _ in range(2):
         reward = torch.randn(200, generator=source)
         others = spread * torch.randn(200, 6, generator=source)
         features = torch.cat([reward.unsqueeze(1), others], dim=1)
-        yield Seen(Prompt(str(number)), {"pickscore": reward}, {"dino": features})
+        yield Judged({"pickscore": Report(reward, "")}, {"dino": features})
 
 
 def test_ever_stricter_choices_gain_reward_and_lose_only_what_it_is_about():

@@ -11,16 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from percent_ray import recipe as recipes
 from percent_ray.monitor import history
+from percent_ray.recipe import load as recipes
 from tests.end_to_end import world as worlds
 
 JOB = Path(__file__).parents[2] / "jobs" / "train_pec.py"
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return worlds.build(tmp_path_factory.mktemp("world"))
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 
 from percent_ray.flow.schedule import (
     check_sigmas,
-    policy_entropy,
     scored_steps,
     sde_window,
-    step_std,
     trained_steps,
 )
-from percent_ray.flow.sde import transition
+from percent_ray.flow.sde import Transition, transition
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "flow_sde.json").read_text())
 few = settings(max_examples=20, deadline=None, derandomize=True)
@@ -38,20 +36,32 @@ def sd3_sigmas(steps: int, shift: float) -> torch.Tensor:
     return torch.cat([shifted(t), torch.zeros(1)]).float()
 
 
+def steps_of(sigmas: torch.Tensor, noise_level: float) -> Transition:
+    """Every step of a schedule, a row each."""
+    x = torch.zeros(len(sigmas) - 1, 3)
+    return transition(
+        x,
+        x,
+        sigmas[:-1],
+        sigmas[1:],
+        sigma_second=sigmas[1],
+        noise_level=noise_level,
+        kind="flow_sde",
+    )
+
+
 def test_flux_schedule_has_the_papers_entropy():
     sigmas = flux_sigmas(6, 0.63)
     listed = torch.tensor([1, 0.9037, 0.7897, 0.6525, 0.4842, 0.2730, 0])
     torch.testing.assert_close(sigmas, listed, rtol=0, atol=5e-5)
-    options = {"noise_level": 0.9, "kind": "flow_sde"}
+    steps = steps_of(sigmas, 0.9)
     torch.testing.assert_close(
-        step_std(sigmas, **options),
+        steps.std,
         torch.tensor([0.900, 0.931, 0.646, 0.506, 0.401, 0.288]),
         rtol=0,
         atol=5e-4,
     )
-    entropy = policy_entropy(sigmas, **options)
-    assert entropy.mean().item() == pytest.approx(0.843, abs=5e-4)
-    assert torch.equal(policy_entropy(sigmas, **options, steps=range(1, 4)), entropy[1:4])
+    assert steps.entropy().mean().item() == pytest.approx(0.843, abs=5e-4)
 
 
 def test_sd3_schedule_has_the_listed_stds():
@@ -59,20 +69,7 @@ def test_sd3_schedule_has_the_listed_stds():
     golden = next(case for case in GOLDEN if case["name"] == "sd3.5-m T=10")
     torch.testing.assert_close(sigmas, torch.tensor(golden["sigmas"]), rtol=0, atol=2e-6)
     std = [0.700, 0.743, 0.536, 0.446, 0.392, 0.353, 0.319, 0.282, 0.225, 0.006]
-    torch.testing.assert_close(
-        step_std(sigmas, noise_level=0.7, kind="flow_sde"), torch.tensor(std), rtol=0, atol=5e-4
-    )
-
-
-@pytest.mark.parametrize("kind", ["flow_sde", "cps"])
-def test_closed_form_entropy_equals_each_transitions(kind):
-    sigmas = flux_sigmas(5, 0.4)[:-1]
-    x = torch.zeros(len(sigmas) - 1, 3)
-    policy = transition(
-        x, x, sigmas[:-1], sigmas[1:], sigma_second=sigmas[1], noise_level=0.8, kind=kind
-    )
-    closed = policy_entropy(sigmas, noise_level=0.8, kind=kind)
-    torch.testing.assert_close(closed, policy.entropy())
+    torch.testing.assert_close(steps_of(sigmas, 0.7).std, torch.tensor(std), rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize(("steps", "trained"), [(10, 9), (6, 5), (20, 19)])

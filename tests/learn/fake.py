@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from percent_ray import config
 from percent_ray.data import arrow
 from percent_ray.flow.noise import generator, group_noise
 from percent_ray.flow.sampler import rollout
 from percent_ray.models.base import Condition
 from percent_ray.objective.grpo import Weights
+from percent_ray.recipe import tree
 from percent_ray.types import ShapedBatch, ShapedRow
 
 SHAPE = (2, 4, 4)
@@ -108,7 +107,7 @@ class FakePolicy:
             self.trainable()[name].data.copy_(weight)
 
 
-def fake_recipe(folder: Path, **sections: dict[str, Any]) -> config.Recipe:
+def fake_recipe(folder: Path, **sections: dict[str, Any]) -> tree.Recipe:
     """Four steps, three of them trained; sections override field by field."""
     prompts = folder / "prompts.txt"
     prompts.write_text("a red circle\na blue square\n")
@@ -127,38 +126,32 @@ def fake_recipe(folder: Path, **sections: dict[str, Any]) -> config.Recipe:
     }
     for name, changes in sections.items():
         fields[name] = fields.get(name, {}) | changes
-    return config.Recipe.model_validate(fields)
-
-
-@dataclass(frozen=True)
-class Batch:
-    shaped: ShapedBatch
-    tables: list[tuple[pa.Table, pa.Table]]
+    return tree.Recipe.model_validate(fields)
 
 
 def draw_batch(
     policy: FakePolicy,
-    recipe: config.Recipe,
+    recipe: tree.Recipe,
     *,
     groups: int = 4,
     images: int = 6,
     step: int = 0,
     version: int = 0,
-) -> Batch:
+) -> ShapedBatch:
     """Groups as a rollout would draw them under the policy's present weights."""
-    rows, tables = [], []
+    rows = []
     for number in range(groups):
         group_id = step * groups + number
         condition = policy.encode([f"prompt {group_id}"])
         payload = draw_group(policy, recipe, group_id, condition, images)
         source = generator("advantages", group_id)
         advantages = torch.randn(images, generator=source)
-        tables.append((payload, arrow.pack(condition)))
-        rows.append(ShapedRow(group_id, version, *tables[-1], weights(recipe, advantages)))
-    return Batch(ShapedBatch(step, version, tuple(rows)), tables)
+        shaped = weights(recipe, advantages)
+        rows.append(ShapedRow(group_id, version, payload, arrow.pack(condition), shaped))
+    return ShapedBatch(version, tuple(rows))
 
 
-def weights(recipe: config.Recipe, advantages: Tensor) -> Weights:
+def weights(recipe: tree.Recipe, advantages: Tensor) -> Weights:
     """The same advantage at every step, and the KL of the recipe's objective."""
     advantage = advantages.unsqueeze(-1).repeat(1, recipe.sampling.steps - 1)
     kl = torch.full_like(advantage, recipe.objective.kl) if recipe.objective.kl else None
@@ -166,7 +159,7 @@ def weights(recipe: config.Recipe, advantages: Tensor) -> Weights:
 
 
 def draw_group(
-    policy: FakePolicy, recipe: config.Recipe, group_id: int, condition: Condition, images: int
+    policy: FakePolicy, recipe: tree.Recipe, group_id: int, condition: Condition, images: int
 ) -> pa.Table:
     def draw(step: int) -> Tensor:
         return group_noise(recipe.run.seed, group_id, range(images), step, SHAPE)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from percent_ray.config import Recipe
 from percent_ray.data import arrow
-from percent_ray.learn.learner import Learner
 from percent_ray.learn.zero import ZeroEngine
+from percent_ray.recipe.tree import Recipe
+from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, draw_batch
 
 STEPS = 2
@@ -23,7 +23,7 @@ def train(learner: Learner, recipe: Recipe, *, first: int = 0, steps: int = STEP
     metrics = []
     for step in range(first, first + steps):
         batch = draw_batch(FakePolicy(), recipe, groups=3, images=5, step=step, version=step)
-        metrics.append(dict(learner.update(batch.shaped, batch.tables).metrics))
+        metrics.append(dict(learner.update(batch).metrics))
     return metrics
 
 
@@ -101,10 +101,10 @@ def not_finite(recipe: Recipe) -> str:
     batch = draw_batch(FakePolicy(), recipe)
     rows = [
         replace(row, weights=row.weights.map(lambda weight: weight * float("nan")))
-        for row in batch.shaped.rows
+        for row in batch.rows
     ]
     try:
-        learner.update(replace(batch.shaped, rows=tuple(rows)), batch.tables)
+        learner.update(replace(batch, rows=tuple(rows)))
     except FloatingPointError as error:
         return str(error)
     return ""

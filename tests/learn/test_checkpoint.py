@@ -10,7 +10,7 @@ import pytest
 from percent_ray.learn.checkpoint import DriverState, latest, read_state, write_state, writing
 from tests.learn.fake import fake_recipe
 
-STATE = DriverState(version=60, next_group=240, shape_state={"scale": 0.5}, mlflow_run_id="abc")
+STATE = DriverState(version=60, shape_state={"scale": 0.5}, mlflow_run_id="abc")
 
 
 def write(run_folder, step, *, keep=2, text="whole"):
@@ -82,7 +82,7 @@ def test_another_recipe_is_named_field_by_field(tmp_path):
         tmp_path, learner={"lr": 0.5}, scorers={"clip": {}, "pickscore": {"weight": 2.0}}
     )
     message = (
-        r"learner.lr was 0.001, is 0.5; scorers.clip.path was not there, is ; "
+        r"learner.lr was 0.001, is 0.5; scorers.clip.kind was not there, is ; "
         r".*; scorers.pickscore.weight was 1.0, is 2.0; set them back$"
     )
     with pytest.raises(ValueError, match=message):
@@ -94,5 +94,5 @@ def test_another_format(tmp_path):
     write_state(tmp_path, STATE, recipe)
     fields = json.loads((tmp_path / "driver.json").read_text())
     (tmp_path / "driver.json").write_text(json.dumps(fields | {"format": 9}))
-    with pytest.raises(ValueError, match="checkpoint format 9, expected 1"):
+    with pytest.raises(ValueError, match="checkpoint format 9, this version reads 2"):
         read_state(tmp_path, recipe)

@@ -5,7 +5,7 @@ import torch
 
 from percent_ray.data import arrow
 from percent_ray.learn.engine import TorchEngine
-from percent_ray.learn.learner import Learner
+from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, fake_recipe
 from tests.learn.ranks import rank_main, train, with_learner
 

@@ -1,9 +1,10 @@
 import io
+import time
 from pathlib import Path
 
 from rich.console import Console
 
-from percent_ray.monitor.terminal import Terminal, headline, summary, ui_command
+from percent_ray.monitor.terminal import Terminal, headline, probe_line, summary, ui_command
 
 METRICS = {
     "reward/mean": 0.8123,
@@ -22,17 +23,35 @@ def test_headline():
     assert headline({}) == ""
 
 
-def test_a_log_gets_plain_lines_with_the_eta():
+def test_a_log_gets_plain_lines_with_the_eta_from_the_first_finished_step(monkeypatch):
+    """Start-up took a thousand seconds and counts for nothing."""
+    now = iter([1000.0, 1010.0, 1030.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
     out = io.StringIO()
     console = Console(file=out, width=40, highlight=False, soft_wrap=True)
-    with Terminal(12, first=10, console=console) as terminal:
-        terminal.step(10, METRICS)
-        terminal.step(11, METRICS)
+    terminal = Terminal(14, first=10, console=console)
+    for step in (10, 11, 12):
+        terminal.step(step, METRICS)
     lines = out.getvalue().splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("step 11/12  reward 0.8123")
-    assert lines[1].endswith("ETA 0:00")
+    assert len(lines) == 3
+    assert lines[0].startswith("step 11/14  reward 0.8123")
+    assert "ETA" not in lines[0], "one finished step says nothing of the next"
+    assert lines[1].endswith("ETA 0:20"), "two more at 10 s"
+    assert lines[2].endswith("ETA 0:15"), "one more at 15 s"
     assert "\x1b" not in out.getvalue()
+
+
+def test_a_probe_is_told_against_the_first_one():
+    first = {"reward/mean": 0.9, "diversity/vendi_dino": 9.6, "diversity/vendi_clip": 5.7}
+    first["movement/shared"] = 0.0
+    assert probe_line(0, first, first) == (
+        "probe after step 0:  Vendi(clip) 5.7000  Vendi(dino) 9.6000  reward 0.9000  "
+        "shared move 0.0000"
+    )
+    now = {**first, "reward/mean": 0.95, "movement/shared": 0.5}
+    assert "reward 0.9000 -> 0.9500" in probe_line(20, now, first)
+    assert "shared move 0.0000 -> 0.5000" in probe_line(20, now, first)
+    assert probe_line(20, {}, first) == "probe after step 20:"
 
 
 def test_a_terminal_gets_a_bar():

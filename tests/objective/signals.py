@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from percent_ray.objective.methods import Signals
+from percent_ray.objective.methods.base import Signals
 
 G, K, S = 3, 6, 4
 

@@ -10,11 +10,9 @@ from torch.distributions import Normal
 from percent_ray.flow.sde import transition
 from percent_ray.objective.entropy import (
     fit_law,
-    marginal_terms,
-    median_bandwidth,
     perceptual_entropy,
     perceptual_log_prob,
-    policy_entropy_estimate,
+    policy_entropy,
     scale_features,
 )
 
@@ -58,8 +56,28 @@ def test_perceptual_entropy_of_identity_features_is_the_policys():
         perceptual_entropy(log_p), policy.entropy().mean(), rtol=0, atol=8e-3
     )
     torch.testing.assert_close(
-        perceptual_entropy(log_p), policy_entropy_estimate(policy.log_prob(drawn))
+        perceptual_entropy(log_p),
+        policy_entropy(policy.log_prob(drawn).unsqueeze(1), policy.std[:1], kind="flow_sde"),
     )
+
+
+@pytest.mark.parametrize("kind", ["flow_sde", "cps"])
+def test_policy_entropy_is_measured_and_equals_the_closed_form(kind):
+    """Two steps of other stds; `cps` log-probs lack what the std puts back."""
+    sigmas = torch.tensor([[0.8, 0.6], [0.6, 0.3]])
+    x = normal(0, 4, 20_000)
+    steps = [
+        transition(x, x, now, then, sigma_second=0.9, noise_level=0.7, kind=kind)
+        for now, then in sigmas
+    ]
+    log_prob = [s.log_prob(s.draw(normal(i, 4, 20_000))) for i, s in enumerate(steps, start=1)]
+    std = torch.stack([s.std[0] for s in steps])
+    measured = policy_entropy(torch.stack(log_prob, 1), std, kind=kind)
+    closed = torch.stack([s.entropy() for s in steps]).mean()
+    standard_error = math.sqrt(0.5 / (2 * 4 * 20_000))
+    assert abs(measured - closed) < 3 * standard_error
+    louder = policy_entropy(torch.stack(log_prob, 1) - 1.0, std, kind=kind)
+    assert louder > measured + 0.5, "it looks at the log-probs"
 
 
 def test_features_that_do_not_move_leave_the_constant():
@@ -69,49 +87,6 @@ def test_features_that_do_not_move_leave_the_constant():
     assert entropy.item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="std 0"):
         perceptual_log_prob(features, features, torch.tensor([0.9, 0.0]))
-
-
-def test_marginal_terms_equal_a_direct_transcription():
-    features = scale_features(normal(0, 6, 5), "unit").double()
-    h2, terms = 0.3, []
-    for k in range(6):
-        density = [
-            math.exp(-(features[k] - features[j]).square().sum().item() / (2 * h2))
-            for j in range(6)
-            if j != k
-        ]
-        terms.append(-math.log(sum(density) / 5))
-    np.testing.assert_allclose(marginal_terms(features.float(), h2), terms, rtol=1e-5)
-
-
-def test_marginal_terms_reward_the_odd_one_out():
-    features = scale_features(torch.cat([normal(0, 1, 8).expand(5, 8), normal(1, 1, 8)]), "unit")
-    terms = marginal_terms(features, 0.05)
-    assert terms.argmax() == 5
-    assert torch.equal(marginal_terms(features[:5], 0.05), torch.zeros(5))
-    far = marginal_terms(1000 * features, 0.05)
-    assert far.isfinite().all()
-
-
-def test_marginal_terms_refuse_what_has_no_density():
-    with pytest.raises(ValueError, match="2 images a group, got 1"):
-        marginal_terms(normal(0, 1, 4), 0.1)
-    with pytest.raises(ValueError, match="bandwidth_sq is 0"):
-        marginal_terms(normal(0, 3, 4), 0.0)
-
-
-def test_median_bandwidth_is_half_the_median_squared_distance():
-    groups = normal(0, 3, 5, 4).double().numpy()
-    distances = [
-        ((group[j] - group[k]) ** 2).sum() for group in groups for j in range(5) for k in range(j)
-    ]
-    expected = np.median(distances) / 2
-    assert median_bandwidth(torch.tensor(groups)) == pytest.approx(expected)
-    assert median_bandwidth(torch.tensor(2 * groups)) == pytest.approx(4 * expected)
-    with pytest.raises(ValueError, match="equal to this encoder"):
-        median_bandwidth(torch.ones(4, 3))
-    with pytest.raises(ValueError, match="2 images a group, got 1"):
-        median_bandwidth(torch.ones(1, 3))
 
 
 def test_law_recovers_the_published_constants():

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from percent_ray.evaluation.diversity import vendi
 from percent_ray.flow.sde import transition
-from percent_ray.objective import methods
+from percent_ray.objective.diversity import vendi
 from percent_ray.objective.grpo import Weights, stack, transition_loss
-from percent_ray.section import METHODS
+from percent_ray.objective.methods.base import Shaped, Signals
+from percent_ray.recipe.section import METHODS
 from tests.objective.signals import G, K, S, normal, signals, unit
+
+
+def run(name: str, s: Signals, **parameters) -> Shaped:
+    return METHODS[name](**parameters)(s)
 
 
 def group_advantages(rewards: np.ndarray) -> np.ndarray:
@@ -19,7 +23,7 @@ def group_advantages(rewards: np.ndarray) -> np.ndarray:
     return centred / (rewards.std(1, keepdims=True) + 1e-4)
 
 
-def check_advantages(shaped: methods.Shaped, rewards: np.ndarray) -> None:
+def check_advantages(shaped: Shaped, rewards: np.ndarray) -> None:
     np.testing.assert_allclose(shaped.rewards, rewards, atol=1e-5)
     for i in range(S):
         found = shaped.weights.advantage[..., i]
@@ -34,7 +38,7 @@ def only(weights: Weights, *names: str) -> None:
 
 def test_flow_grpo_is_the_reward_alone():
     s = signals()
-    shaped = methods.flow_grpo(s)
+    shaped = run("flow_grpo", s)
     check_advantages(shaped, s.rewards.numpy())
     only(shaped.weights)
 
@@ -44,7 +48,7 @@ def test_flow_grpo_is_the_reward_alone():
 @pytest.mark.parametrize("name", ["pec", "pcvae"])
 def test_shaped_rewards_are_equations_16_to_21(name, omega, spaces):
     s = signals(scored=(0, 2, 3))
-    shaped = getattr(methods, name)(s, spaces=spaces, strength=0.07, omega=omega)
+    shaped = run(name, s, spaces=spaces, strength=0.07, omega=omega)
     variance = np.array([0.9, 0.4, 0.2]) ** 2
     weight = np.ones(3) if omega == "uniform" else variance / variance.mean()
     expected = s.rewards.numpy().astype(np.float64).copy()
@@ -64,7 +68,7 @@ def test_shaped_rewards_are_equations_16_to_21(name, omega, spaces):
 def test_native_forms_are_a_score_function_beside_the_reward(name):
     """- alpha rho_i value_i, averaged over the transitions, unscored ones worth nothing."""
     s = signals(scored=(1, 3))
-    shaped = getattr(methods, name)(s, spaces=("dino",), strength=0.2, native=True)
+    shaped = run(name, s, spaces=("dino",), strength=0.2, native=True)
     check_advantages(shaped, s.rewards.numpy())
     only(shaped.weights, "score")
     assert (shaped.weights.score[..., [0, 2]] == 0).all()
@@ -78,22 +82,22 @@ def test_native_forms_are_a_score_function_beside_the_reward(name):
 def test_pcvae_says_how_much_of_its_term_is_pecs():
     """PCVAE's term is PEC's plus the policy's log-prob, which hardly varies in a group."""
     s = signals()
-    found = methods.pcvae(s).metrics
+    found = run("pcvae", s).metrics
     mine = (s.log_prob - s.log_p_perc["pickscore"]).mean(-1).double()
     pecs = -s.log_p_perc["pickscore"].mean(-1).double()
     a, b = (x - x.mean(1, keepdim=True) for x in (mine, pecs))
     expected = (a * b).sum() / (a.norm() * b.norm())
     assert found["shaping/correlation_with_pec"] == pytest.approx(expected.item(), rel=1e-5)
     quiet = signals(log_prob=0.001 * s.log_prob)
-    assert methods.pcvae(quiet).metrics["shaping/correlation_with_pec"] > 0.999
+    assert run("pcvae", quiet).metrics["shaping/correlation_with_pec"] > 0.999
 
 
 def test_entropy_reg_is_native_pec_or_the_policys_own_likelihood():
     s = signals()
-    perceptual = methods.entropy_reg(s, spaces=("dino",), strength=0.2)
-    native = methods.pec(s, spaces=("dino",), strength=0.2, native=True)
+    perceptual = run("entropy_reg", s, spaces=("dino",), strength=0.2)
+    native = run("pec", s, spaces=("dino",), strength=0.2, native=True)
     assert torch.equal(perceptual.weights.score, native.weights.score)
-    own = methods.entropy_reg(s, strength=0.2)
+    own = run("entropy_reg", s, strength=0.2)
     only(own.weights, "log_prob")
     assert (own.weights.log_prob == 0.2).all()
 
@@ -122,7 +126,7 @@ def loss_and_gradient(weights: Weights, step: int = 1) -> tuple[torch.Tensor, to
 
 def test_entropy_reg_pushes_the_likelihood_of_old_samples_down():
     s = signals(rewards=normal(0, G, 1).expand(G, K).contiguous())
-    _, gradient = loss_and_gradient(methods.entropy_reg(s, strength=0.3).weights)
+    _, gradient = loss_and_gradient(run("entropy_reg", s, strength=0.3).weights)
     _, towards = loss_and_gradient(Weights(-0.3 * torch.ones(G, K, S)))
     torch.testing.assert_close(gradient, towards, msg="as a negative advantage of 0.3 would")
 
@@ -130,14 +134,16 @@ def test_entropy_reg_pushes_the_likelihood_of_old_samples_down():
 @pytest.mark.parametrize("spaces", [(), ("pickscore",)])
 def test_clip_cov_detaches_the_quarter_of_largest_covariance(spaces):
     s = signals()
-    shaped = methods.clip_cov(s, spaces=spaces, fraction=0.25)
-    pull = group_advantages(s.rewards.numpy())
+    shaped = run("clip_cov", s, spaces=spaces, fraction=0.25)
+    advantages = group_advantages(s.rewards.numpy())
     log_p = (s.log_p_perc["pickscore"] if spaces else s.log_prob).double().numpy()
     c = np.zeros((G, K, S))
     for i in range(S):
         for g in range(G):
             for k in range(K):
-                c[g, k, i] = (log_p[g, k, i] - log_p[:, :, i].mean()) * (pull[g, k] - pull.mean())
+                c[g, k, i] = (log_p[g, k, i] - log_p[:, :, i].mean()) * (
+                    advantages[g, k] - advantages.mean()
+                )
     detached = c >= np.sort(c.flatten())[-round(0.25 * c.size)]
     assert detached.sum() == round(0.25 * c.size)
     assert ((shaped.weights.advantage == 0).numpy() == detached).all()
@@ -145,7 +151,7 @@ def test_clip_cov_detaches_the_quarter_of_largest_covariance(spaces):
         _, gradient = loss_and_gradient(shaped.weights, step)
         still = (gradient == 0).all(dim=1).reshape(G, K).numpy()
         assert (still == detached[..., step]).all(), "exactly these have no gradient"
-        _, plain = loss_and_gradient(methods.flow_grpo(s).weights, step)
+        _, plain = loss_and_gradient(run("flow_grpo", s).weights, step)
         torch.testing.assert_close(gradient[~still.flatten()], plain[~still.flatten()])
 
 
@@ -153,19 +159,19 @@ def test_covariances_are_centred_for_each_step():
     """A step whose log-probs are all larger by nats is not over-represented."""
     s = signals()
     shifted = signals(log_prob=s.log_prob + torch.tensor([0.0, 50.0, 0.0, -50.0]))
-    one, two = methods.clip_cov(s), methods.clip_cov(shifted)
+    one, two = run("clip_cov", s), run("clip_cov", shifted)
     assert torch.equal(one.weights.advantage == 0, two.weights.advantage == 0)
 
 
 @pytest.mark.parametrize("spaces", [(), ("dino",)])
 def test_kl_cov_holds_the_same_transitions_to_the_old_policy(spaces):
     s = signals()
-    shaped = methods.kl_cov(s, spaces=spaces, fraction=0.25, strength=0.5)
-    detached = methods.clip_cov(s, spaces=spaces, fraction=0.25).weights.advantage == 0
+    shaped = run("kl_cov", s, spaces=spaces, fraction=0.25, strength=0.5)
+    detached = run("clip_cov", s, spaces=spaces, fraction=0.25).weights.advantage == 0
     assert torch.equal(shaped.weights.kl_old, 0.5 * detached)
     check_advantages(shaped, s.rewards.numpy())
     loss, _ = loss_and_gradient(shaped.weights)
-    plain, _ = loss_and_gradient(methods.flow_grpo(s).weights)
+    plain, _ = loss_and_gradient(run("flow_grpo", s).weights)
     std = 0.7 * math.sqrt(0.8 / 0.2) * math.sqrt(0.1)
     gap = 0.5 * detached[..., 1].flatten() * 0.1**2 / (2 * std**2)
     torch.testing.assert_close(loss - plain, gap.float(), rtol=1e-4, atol=1e-6)
@@ -196,8 +202,8 @@ def half_median(features: np.ndarray) -> float:
 
 def test_marginal_pec_is_the_leave_one_out_density_in_each_space():
     s = signals()
-    shaped = methods.marginal_pec(
-        s, image_spaces=("pickscore", "dino"), strength=0.1, relative=False
+    shaped = run(
+        "marginal_pec", s, image_spaces=("pickscore", "dino"), strength=0.1, relative=False
     )
     expected = s.rewards.numpy().astype(np.float64)
     for space in ("pickscore", "dino"):
@@ -206,7 +212,7 @@ def test_marginal_pec_is_the_leave_one_out_density_in_each_space():
         assert shaped.state[f"bandwidth/{space}"] == pytest.approx(half_median(features))
     check_advantages(shaped, expected)
     later = signals(seed=50, state=shaped.state)
-    kept = methods.marginal_pec(later, image_spaces=("dino",), strength=0.1, relative=False)
+    kept = run("marginal_pec", later, image_spaces=("dino",), strength=0.1, relative=False)
     assert kept.state["bandwidth/dino"] == shaped.state["bandwidth/dino"]
 
 
@@ -220,9 +226,9 @@ def test_marginal_pec_rewards_the_odd_one_out():
         log_prob=torch.zeros(1, K, S),
         features={"dino": torch.nn.functional.normalize(same, dim=-1)},
     )
-    pull = methods.marginal_pec(s, image_spaces=("dino",), relative=False).weights.advantage[0]
-    assert (pull[2] > 0).all()
-    assert (pull[[0, 1, 3, 4, 5]] < 0).all()
+    advantage = run("marginal_pec", s, image_spaces=("dino",), relative=False).weights.advantage[0]
+    assert (advantage[2] > 0).all()
+    assert (advantage[[0, 1, 3, 4, 5]] < 0).all()
 
 
 def test_relative_strength_pools_variances_over_the_first_steps_and_keeps_them():
@@ -235,7 +241,7 @@ def test_relative_strength_pools_variances_over_the_first_steps_and_keeps_them()
         if step < 8:
             rewards.append(s.rewards)
             terms.append(-s.log_p_perc["pickscore"].mean(-1))
-        shaped = methods.pec(s, strength=0.5, relative=True)
+        shaped = run("pec", s, strength=0.5, relative=True)
         state = shaped.state
         expected = 0.5 * math.sqrt(pooled(rewards) / pooled(terms))
         assert shaped.metrics["shaping/strength"] == pytest.approx(expected, rel=1e-5)
@@ -244,17 +250,17 @@ def test_relative_strength_pools_variances_over_the_first_steps_and_keeps_them()
 def test_the_shuffled_control_has_the_same_terms_in_another_order():
     s = signals()
     for chosen in (
-        methods.pec(s, strength=0.1, shuffled=True),
-        methods.marginal_pec(s, strength=0.1, relative=False, shuffled=True),
+        run("pec", s, strength=0.1, shuffled=True),
+        run("marginal_pec", s, strength=0.1, relative=False, shuffled=True),
     ):
         name = "pec" if "shaping/strength" in chosen.metrics else "marginal_pec"
         options = {} if name == "pec" else {"relative": False}
-        plain = getattr(methods, name)(s, strength=0.1, **options)
+        plain = run(name, s, strength=0.1, **options)
         term, true = chosen.rewards - s.rewards, plain.rewards - s.rewards
         torch.testing.assert_close(term.sort(1).values, true.sort(1).values)
         assert (term - true).abs().max() > 0.01
-    again = methods.pec(s, strength=0.1, shuffled=True)
-    assert torch.equal(again.rewards, methods.pec(s, strength=0.1, shuffled=True).rewards)
+    again = run("pec", s, strength=0.1, shuffled=True)
+    assert torch.equal(again.rewards, run("pec", s, strength=0.1, shuffled=True).rewards)
 
 
 def test_strength_auto_rises_while_the_probes_lack_entropy_and_falls_when_they_have_it():
@@ -262,9 +268,9 @@ def test_strength_auto_rises_while_the_probes_lack_entropy_and_falls_when_they_h
     diverse, alike = unit(0, 2, K, 8), unit(1, 2, 1, 8) + 0.02 * normal(2, 2, K, 8)
     alike = torch.nn.functional.normalize(alike, dim=-1)
 
-    def step(state: dict, probe: torch.Tensor | None, seed: int) -> methods.Shaped:
+    def step(state: dict, probe: torch.Tensor | None, seed: int) -> Shaped:
         seen = None if probe is None else {"dino": probe}
-        return methods.marginal_pec(signals(seed=seed, state=state, probe=seen), **options)
+        return run("marginal_pec", signals(seed=seed, state=state, probe=seen), **options)
 
     first = step({}, diverse, 0)
     base = np.mean([math.log(vendi(images)) for images in diverse])
@@ -283,7 +289,7 @@ def test_strength_auto_rises_while_the_probes_lack_entropy_and_falls_when_they_h
 
 def test_gardo_amplifies_unlike_good_images_and_holds_what_the_judges_do_not_share():
     s = signals()
-    shaped = methods.gardo(s, image_spaces=("dino",), judges=("clip",), strength=0.3)
+    shaped = run("gardo", s, image_spaces=("dino",), judges=("clip",), strength=0.3)
     only(shaped.weights, "kl_reference")
     features, rewards = s.features["dino"].double().numpy(), s.rewards.double().numpy()
     expected, excess = np.zeros((G, K)), np.zeros((G, K))
@@ -306,9 +312,9 @@ def test_gardo_amplifies_unlike_good_images_and_holds_what_the_judges_do_not_sha
 
 
 def test_every_method_gives_weights_of_every_transition():
-    for name, section in METHODS.items():
+    for name, method in METHODS.items():
         probe = {space: unit(70, 2, K, 8) for space in ("pickscore", "dino")}
-        shaped = section()(signals(probe=probe))
+        shaped = method()(signals(probe=probe))
         assert shaped.weights.advantage.shape == (G, K, S), name
         assert shaped.weights.map(lambda w: w[0]).teaches(dims=2)
         assert all(isinstance(value, float | int) for value in shaped.state.values())

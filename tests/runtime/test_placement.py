@@ -1,6 +1,6 @@
 import pytest
 
-from percent_ray.config import Recipe, Role, Runtime
+from percent_ray.recipe.tree import Recipe, Role, Runtime
 from percent_ray.runtime.placement import GIB, check, options
 
 CLUSTER = {"CPU": 8.0, "GPU": 2.0, "memory": 64 * GIB}

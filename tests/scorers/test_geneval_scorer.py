@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from percent_ray.evaluation import detector
-from percent_ray.scorers import geneval
+from percent_ray.scorers import detector, geneval
 from percent_ray.types import Prompt
 
 CPU = torch.device("cpu")
@@ -27,15 +26,16 @@ def square(color):
 def test_embedded_detector_scores_pixels():
     images = torch.stack([square((225, 30, 30)), square((35, 60, 225)), square((128, 128, 128))])
     prompts = [Prompt(RED["prompt"], RED)] * 3
-    for path in ("", "shapes"):
-        scorer = geneval.load(path, device=CPU)
-        assert scorer.score(images, prompts).tolist() == [1.0, 0.5, 0.0]
-        assert scorer.correct(images, prompts).tolist() == [True, False, False]
+    scorer = geneval.load("", device=CPU)
+    assert scorer.score(images, prompts).tolist() == [1.0, 0.5, 0.0]
+    report = scorer.report(images, prompts)
+    assert report.values.tolist() == [1.0, 0.0, 0.0]
+    assert report.tasks == ("colors",) * 3
 
 
 def test_prompt_without_metadata_is_an_error():
     scorer = geneval.load("", device=CPU)
-    with pytest.raises(ValueError, match=r"^scorers.geneval: prompt 'a dog' has no metadata; .*$"):
+    with pytest.raises(ValueError, match=r"^prompt 'a dog' has no metadata; .*$"):
         scorer.score(square((0, 0, 0))[None], [Prompt("a dog")])
 
 

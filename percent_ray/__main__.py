@@ -1,5 +1,0 @@
-"""`python -m percent_ray`."""
-
-from percent_ray.cli import main
-
-main()

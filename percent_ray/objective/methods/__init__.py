@@ -1,0 +1,1 @@
+"""The methods: one frozen dataclass an idea, one file each."""

@@ -1,0 +1,66 @@
+"""GARDO (arXiv 2512.24138), a rival: unlike good images count more, doubtful ones are held."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt, Lt
+from jaxtyping import Float32
+from torch import Tensor
+
+from percent_ray.objective import covariance
+from percent_ray.objective.grpo import Weights
+from percent_ray.objective.methods.base import Shaped, Signals, over_steps
+
+
+@dataclass(frozen=True)
+class Gardo:
+    """GARDO: unlike images that are better than their group are worth more, and only images whose
+    reward the judges do not share are held to the reference.
+
+    For A > 0, A = (r - mean) d / mean d, with d an image's least cosine distance to the rest of its
+    group; no std divides. The KL holds the `fraction` of images whose rank by the reward is most
+    above their mean rank by the judges. That share follows how far reward and judges are apart,
+    a tenth up or down a step: the published rule of "dynamic percentile" is not specified further.
+    `objective.reference_every` and `reference_kl` renew the reference.
+    """
+
+    name: Literal["gardo"] = "gardo"
+    image_spaces: tuple[str, ...] = ("dino",)
+    """Scorers whose features of finished images are used."""
+    judges: tuple[str, ...] = ("clip",)
+    """Scorers whose score is used beside the reward."""
+    strength: Annotated[float, Gt(0)] = 0.04
+    """Weight beta of the KL to the reference."""
+    fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
+    """Share of the images that the KL holds, at first."""
+
+    def __call__(self, s: Signals) -> Shaped:
+        centred = s.rewards - s.rewards.mean(dim=1, keepdim=True)
+        distance = torch.stack([_nearest(s.features[space]) for space in self.image_spaces]).mean(0)
+        unlike = distance / distance.mean(dim=1, keepdim=True).clamp_min(1e-8)
+        advantage = torch.where(centred > 0, centred * unlike, centred)
+        advantage = advantage.clamp(-s.advantage_clip, s.advantage_clip)
+        judged = torch.stack([_ranks(s.scores[judge]) for judge in self.judges]).mean(0)
+        excess = _ranks(s.rewards) - judged
+        apart = excess.abs().mean().item()
+        usual = s.state.get("gardo/apart", apart)
+        share = s.state.get("gardo/share", self.fraction) * (1.1 if apart > usual else 1 / 1.1)
+        share = min(0.5, max(0.5 * self.fraction, share, 1 / excess.numel()))
+        holding = covariance.largest(excess, share) * self.strength
+        weights = Weights(over_steps(s, advantage), kl_reference=over_steps(s, holding))
+        state = {"gardo/apart": 0.9 * usual + 0.1 * apart, "gardo/share": share}
+        return Shaped(s.rewards, weights, {**s.state, **state}, {"gardo/held": share})
+
+
+def _nearest(features: Float32[Tensor, "G K D"]) -> Float32[Tensor, "G K"]:
+    """Each image's least cosine distance to another one of its group; features are unit-norm."""
+    count = features.shape[1]
+    distance = 1 - features @ features.transpose(1, 2)
+    return distance.masked_fill(torch.eye(count, dtype=torch.bool), torch.inf).amin(dim=2)
+
+
+def _ranks(values: Float32[Tensor, "G K"]) -> Float32[Tensor, "G K"]:
+    """Rank of each value in its group, 0 (least) to 1; ties by their place."""
+    order = values.argsort(dim=1, stable=True).argsort(dim=1)
+    return order.float() / (values.shape[1] - 1)

@@ -1,0 +1,92 @@
+"""What has to fit together in a recipe, beyond the bounds of each key."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from percent_ray.recipe.discover import FAMILIES, SCORERS
+from percent_ray.recipe.paths import DIFFUSERS, EVERY, locate, locate_prompts
+
+if TYPE_CHECKING:
+    from percent_ray.recipe.tree import Recipe
+
+
+def problems(recipe: "Recipe") -> Iterator[str]:
+    """One line for every problem, that says what to set."""
+    for check in (_modules, _paths, _spaces, _steps, _sizes):
+        yield from check(recipe)
+
+
+def _modules(recipe: "Recipe") -> Iterator[str]:
+    asked = [(FAMILIES, recipe.model.family, "model.family")]
+    for name, scorer in recipe.scorers.items():
+        key = f"scorers.{name}.kind" if scorer.kind else "scorers"
+        asked.append((SCORERS, recipe.kind_of(name), key))
+    for room, module, key in asked:
+        if problem := room.unknown(module, key=key):
+            yield problem
+
+
+def _paths(recipe: "Recipe") -> Iterator[str]:
+    for field in ("prompts", "probe_prompts"):
+        path = getattr(recipe.data, field)
+        if path and not locate_prompts(path).is_file():
+            yield f"data.{field}: no file {locate_prompts(path)}"
+    places = [("model", recipe.model.path, DIFFUSERS)]
+    places += [(f"scorers.{name}", s.path, EVERY) for name, s in recipe.scorers.items() if s.path]
+    for field, path, takes in places:
+        try:
+            locate(path, takes)
+        except ValueError as error:
+            yield f"{field}.path: {error}"
+
+
+def _spaces(recipe: "Recipe") -> Iterator[str]:
+    if not any(s.weight for s in recipe.scorers.values()):
+        yield "scorers: none has a weight above 0; set one's weight"
+    asked = {
+        "perceptual.spaces": recipe.perceptual.spaces,
+        "monitor.spaces": recipe.monitor.spaces,
+        "method.spaces": recipe.of_method("spaces"),
+        "method.image_spaces": recipe.of_method("image_spaces"),
+        "method.judges": recipe.of_method("judges"),
+    }
+    for key, names in asked.items():
+        for name in names:
+            if name not in recipe.scorers:
+                yield (
+                    f"{key}: {name!r} is not among scorers ({', '.join(recipe.scorers)}); "
+                    "add it there with weight 0"
+                )
+    if getattr(recipe.method, "strength", None) == "auto" and not recipe.monitor.probe_every:
+        yield "method.strength auto measures on probes; set monitor.probe_every above 0"
+
+
+def _steps(recipe: "Recipe") -> Iterator[str]:
+    try:
+        recipe.trained_steps(0)
+    except ValueError as error:
+        key = "window_size" if recipe.sampling.window_size else "train_fraction"
+        yield f"sampling.{key}: {error}"
+
+
+def _sizes(recipe: "Recipe") -> Iterator[str]:
+    share = recipe.learner.updates * recipe.runtime.learner.workers * recipe.learner.micro_batch
+    if recipe.trained_images % share:
+        yield (
+            f"groups_per_step {recipe.data.groups_per_step} x group_size "
+            f"{recipe.sampling.group_size} = {recipe.trained_images} images do not divide into "
+            f"learner.updates {recipe.learner.updates} x runtime.learner.workers "
+            f"{recipe.runtime.learner.workers} x learner.micro_batch {recipe.learner.micro_batch}"
+            f" = {share}; set learner.micro_batch or groups_per_step"
+        )
+    renewed = recipe.objective.reference_every or recipe.objective.reference_kl
+    if renewed and recipe.runtime.backend == "ray" and recipe.learner.zero_stage == 3:
+        yield (
+            "objective.reference_every and reference_kl need whole weights on every rank; "
+            "set learner.zero_stage to 2 or less"
+        )
+    if recipe.runtime.backend == "local" and recipe.runtime.learner.workers > 1:
+        yield (
+            f"runtime.backend local has one learner, runtime.learner.workers is "
+            f"{recipe.runtime.learner.workers}; set it to 1 or runtime.backend to ray"
+        )

@@ -1,0 +1,167 @@
+"""The command line of a training job: its own few flags, the recipe's overrides, and `--help`."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.errors import known_keys, parameters
+from percent_ray.recipe.load import RecipeError
+from percent_ray.recipe.section import METHODS
+from percent_ray.recipe.tree import Recipe
+
+RECIPE_FILE = "recipe.yaml"
+"""The recipe that a run writes into its folder and that `--resume` reads."""
+
+USAGE = """\
+usage: python {job} [--config FILE | --resume RUN] [--only rollout|learn] [--from FILE]
+                    [--section.key VALUE ...]
+
+examples
+  python {job}
+      the embedded recipe: runs on any machine, no GPU, no network
+  python {job} --config jobs/recipes/shapes_pcvae.yaml --learner.lr 1e-4 --run.steps=40
+      another recipe, two keys of it changed
+  python {job} --runtime.backend local
+      everything in this process, no Ray
+  python {job} --resume runs/NAME
+      go on from the run's last checkpoint, in the same MLflow run
+  python {job} --only rollout
+      sample and perceive the groups of one step and write them to a file, to debug that half
+  python {job} --only learn --from FILE
+      learn from what `--only rollout` wrote
+
+A recipe is YAML: what differs from the defaults below, or from the recipe that its key `base`
+names. Command line > file > base > defaults. Values are YAML too: 1e-4, true, [dino, clip].
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What a training job was asked to do."""
+
+    recipe: Recipe
+    resume: Path | None
+    """Folder of the run to go on with; `recipe` is that run's, with the overrides."""
+    only: Literal["rollout", "learn"] | None
+    """Run one half of the loop, to debug it."""
+    source: Path | None
+    """File that `--only learn` reads."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError([message])
+
+
+def parse(argv: Sequence[str], *, job: str, default: Path) -> Arguments:
+    """Arguments of `argv`. `default` is the recipe file without --config and --resume.
+
+    Prints `--help` and exits 0; prints one `error:` line for every problem and exits 2.
+    """
+    if {"-h", "--help"} & set(argv):
+        print_help(job)
+        raise SystemExit(0)
+    try:
+        return _parse(argv, default)
+    except RecipeError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def print_help(job: str) -> None:
+    """Usage, examples, and every key with its default and its docstring."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=False)
+    console.width = min(100, console.width) if console.is_terminal else 100
+    console.print(USAGE.format(job=job), markup=False)
+    usual = dict(recipes.flatten(recipes.defaults()))
+
+    def table(title: str, keys: dict[str, FieldInfo]) -> None:
+        rows = Table(box=None, title_justify="left", pad_edge=False, width=console.width)
+        rows.add_column(title, style="cyan", header_style="bold cyan", no_wrap=True, width=30)
+        rows.add_column("default", header_style="dim", width=24, overflow="fold")
+        rows.add_column("", ratio=1)
+        for key, field in keys.items():
+            about = " ".join((field.description or "").split())
+            if get_origin(field.annotation) is Literal:
+                about += f" [{' | '.join(map(str, get_args(field.annotation)))}]"
+            value = usual.get(key, field.default)
+            rows.add_row(key, Text(_show(value)), Text(about))
+        console.print(rows)
+        console.print()
+
+    for section in Recipe.model_fields:
+        if section == "method":
+            continue
+        prefix = section + "."
+        table(section, {k: f for k, f in known_keys().items() if k.startswith(prefix)})
+    console.print("The methods, by method.name, each with its parameters:\n", markup=False)
+    for name, method in METHODS.items():
+        about = " ".join((method.__doc__ or "").split("\n\n")[0].split())
+        console.print(f"{name}: {about}", markup=False)
+        keys = {f"method.{k}": f for k, f in parameters(name).items() if k != "name"}
+        if keys:
+            table("", keys)
+
+
+def _show(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(str, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if value != "" else '""'
+
+
+def _parse(argv: Sequence[str], default: Path) -> Arguments:
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--resume")
+    parser.add_argument("--only", choices=["rollout", "learn"])
+    parser.add_argument("--from", dest="source")
+    flags, overrides = parser.parse_known_args(argv)
+    problems = [*_misspelt(overrides)]
+    if flags.resume and flags.config:
+        problems.append("--resume reads the run's own recipe; drop --config")
+    if (flags.only == "learn") != (flags.source is not None):
+        problems.append("--only learn and --from FILE go together; give both or neither")
+    if flags.source is not None and not Path(flags.source).is_file():
+        problems.append(f"--from: no file {flags.source}; write one with --only rollout")
+    resume = _run_folder(flags.resume, problems) if flags.resume else None
+    config = Path(flags.config) if flags.config else default
+    if flags.config and not config.is_file():
+        shipped = ", ".join(sorted(p.name for p in default.parent.glob("*.yaml")))
+        problems.append(f"--config: no file {config}; {default.parent} has {shipped}")
+    if problems:
+        raise RecipeError(problems)
+    recipe = recipes.load(resume / RECIPE_FILE if resume else config, overrides)
+    source = Path(flags.source) if flags.source else None
+    return Arguments(recipe, resume, flags.only, source)
+
+
+def _misspelt(overrides: Sequence[str]) -> list[str]:
+    """Flags of the job that are not quite spelt right; a recipe's key has a dot."""
+    flags = ["--config", "--resume", "--only", "--from", "--help"]
+    words = [o.partition("=")[0] for o in overrides if o.startswith("--") and "." not in o]
+    close = [(word, difflib.get_close_matches(word, flags, 1, cutoff=0.8)) for word in words]
+    return [f"{word}: unknown; did you mean {match[0]}?" for word, match in close if match]
+
+
+def _run_folder(run: str, problems: list[str]) -> Path:
+    """Folder of RUN: a path, or the name of a run in the default folder."""
+    named = Path(recipes.defaults()["run"]["folder"]) / run
+    for folder in (Path(run), named):
+        if (folder / RECIPE_FILE).is_file():
+            return folder.resolve()
+    problems.append(f"--resume: no {RECIPE_FILE} in {run} nor in {named}; give a run's folder")
+    return named

@@ -1,0 +1,247 @@
+"""Recipes in and out of YAML: defaults < `base` file < file < overrides of the command line.
+
+A recipe file holds only what differs from the defaults. Its one key that is not a section is
+`base: FILE`, a recipe beside it that it differs from instead; a base has no base of its own.
+`null` under `scorers` takes a scorer out. Relative paths in a file are relative to its folder,
+those of the command line to the working directory.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from percent_ray.recipe.errors import explain, generic, known_keys
+from percent_ray.recipe.tree import Recipe
+
+Tree = dict[str, Any]
+
+FREE = (
+    "run.name",
+    "run.folder",
+    "run.steps",
+    "run.checkpoint_every",
+    "run.keep_checkpoints",
+    "model.gradient_checkpointing",
+    "scorers.NAME.batch_size",
+    "sampling.batch_size",
+    "perceptual.batch_size",
+    "learner.micro_batch",
+    "data.probe_prompts",
+    "monitor",
+    "runtime",
+)
+"""Keys (and sections) that a resumed run may change: they alter no number that is learned from, but
+for rounding and the age of the groups. The engine itself refuses another backend, ZeRO stage or
+number of learners."""
+
+
+class RecipeError(ValueError):
+    """What is wrong with a recipe; each problem is one line that says what to set."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+def load(
+    path: str | Path | None, overrides: Sequence[str] = (), *, layers: Sequence[Tree] = ()
+) -> Recipe:
+    """The recipe of a file (the defaults where None), of `layers` over it, and of
+    `--section.key value` overrides, which come last.
+
+    Raises RecipeError with every problem that was found.
+    """
+    problems: list[str] = []
+    tree = defaults()
+    if path is not None:
+        for layer in _read(Path(path), problems):
+            tree = _merge(tree, layer)
+    for layer in layers:
+        tree = _merge(tree, layer)
+    layer = _parse(overrides, problems)
+    _locate(layer, Path.cwd())
+    tree = _merge(tree, layer)
+    if isinstance(tree["scorers"], dict):
+        tree["scorers"] = {k: v for k, v in tree["scorers"].items() if v is not None}
+    try:
+        # JSON mode is strict and still reads a list as a tuple.
+        recipe = Recipe.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        raise RecipeError([*problems, *explain(error)]) from None
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def defaults() -> Tree:
+    """The default recipe as plain data, not validated: its files may not be there."""
+    return Recipe.model_construct().model_dump(mode="json")
+
+
+def dump(recipe: Recipe) -> str:
+    """YAML of the whole tree; it loads back equal from any folder."""
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False)
+
+
+def differences(then: Tree, now: Tree) -> list[str]:
+    """One line for every key in which two dumped recipes train differently (all but `FREE`)."""
+    before, after = dict(flatten(then)), dict(flatten(now))
+    return [
+        f"{key} was {before.get(key, 'not there')}, is {after.get(key, 'not there')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and not any(f"{generic(key)}.".startswith(f"{free}.") for free in FREE)
+    ]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number and a key may be given once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `Loader` would read as a number."""
+
+
+for _class in (Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
+
+
+def _read(path: Path, problems: list[str], *, is_base: bool = False) -> list[Tree]:
+    """The layers of a recipe file: its base's, where it has one, and its own."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except OSError as error:
+        problems.append(f"{path}: {(error.strerror or 'cannot be read').lower()}")
+        return []
+    except yaml.YAMLError as error:
+        problems.append(f"{path}: not YAML: {_one_line(error)}")
+        return []
+    if tree is None:
+        return []
+    if not isinstance(tree, dict):
+        problems.append(f"{path}: holds {tree!r}; needs sections such as `learner:`")
+        return []
+    base = tree.pop("base", None)
+    layers: list[Tree] = []
+    if base is not None and is_base:
+        problems.append(f"{path}: a base cannot have a base; take the `base:` line out")
+    elif base is not None:
+        layers = _read(path.parent / str(base), problems, is_base=True)
+    _locate(tree, path.resolve().parent)
+    return [*layers, tree]
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return where + str(getattr(error, "problem", error))
+
+
+def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
+    """Tree of `--key value` and `--key=value`; values are YAML, but text where the key is text."""
+    tree: Tree = {}
+    waiting = list(overrides)
+    while waiting:
+        token = waiting.pop(0)
+        if not token.startswith("--") or token == "--":
+            problems.append(f"{token!r}: unexpected; overrides are --section.key value")
+            continue
+        key, equals, text = token.removeprefix("--").partition("=")
+        if not equals:
+            if not waiting or waiting[0].startswith("--"):
+                problems.append(f"--{key}: has no value; give --{key} VALUE")
+                continue
+            text = waiting.pop(0)
+        try:
+            value = text if _is_text(key) else yaml.load(text, Loader)
+        except yaml.YAMLError as error:
+            problems.append(f"{key}: {text!r} is not YAML: {_one_line(error)}")
+            continue
+        *sections, leaf = key.split(".")
+        inner = tree
+        for section in sections:
+            inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                problems.append(f"{key}: {section} was given a value before; drop one of the two")
+                break
+        else:
+            inner[leaf] = value
+    return tree
+
+
+def _is_text(key: str) -> bool:
+    """Whether a key's value is text, so that `--run.name 007` keeps its zeros."""
+    field = known_keys().get(generic(key))
+    return field is not None and field.annotation is str
+
+
+def _merge(tree: Tree, layer: Tree, *, removable: bool = False) -> Tree:
+    """`layer` over `tree`, leaf by leaf. An empty section changes nothing, unless `removable`.
+    Another method brings its own parameters: those of the one before go."""
+    merged = dict(tree)
+    method = _section(layer, "method").get("name")
+    if method is not None and method != _section(tree, "method").get("name"):
+        merged["method"] = {}
+    for key, value in layer.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            merged[key] = _merge(old, value, removable=key == "scorers")
+        elif removable or value is not None or not isinstance(old, dict):
+            merged[key] = value
+    return merged
+
+
+def _locate(tree: Tree, folder: Path) -> None:
+    """Make the relative paths of one layer absolute, in place."""
+    scorers = _section(tree, "scorers")
+    for section, keys in [
+        (_section(tree, "data"), ("prompts", "probe_prompts")),
+        (_section(tree, "model"), ("path",)),
+        *((_section(scorers, name), ("path",)) for name in scorers),
+    ]:
+        for key in keys:
+            path = section.get(key)
+            if not isinstance(path, str) or not path or "://" in path:
+                continue
+            absolute = _absolute(path, folder)
+            # `owner/name` is a hub id unless something of that name is there.
+            if key != "path" or path.startswith(".") or Path(absolute).exists():
+                section[key] = absolute
+
+
+def _section(tree: Tree, name: str) -> Tree:
+    value = tree.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return path if path.startswith("shapes/") else str((folder / Path(path).expanduser()).resolve())

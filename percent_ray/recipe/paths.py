@@ -1,0 +1,47 @@
+"""Where models, scorers and prompts are. `shapes/NAME` is the embedded world's, in this package."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+EMBEDDED = Path(__file__).parents[1] / "shapes"
+
+Place = Literal["folder", "hub id", "weights file", "URL"]
+"""What a path of a model or scorer can be."""
+DIFFUSERS: tuple[Place, ...] = ("folder", "hub id")
+"""What `from_pretrained` takes."""
+EVERY: tuple[Place, ...] = ("folder", "hub id", "weights file", "URL")
+
+
+def locate(path: str, takes: Collection[Place] = DIFFUSERS) -> str:
+    """What `path` stands for: a folder or file of this machine, a hub id or a URL as it is.
+
+    Raises ValueError where it is not there, and where it is none of `takes`.
+    """
+    place, found = _place(path)
+    if place not in takes:
+        raise ValueError(f"{path} is a {place}; give a {' or a '.join(takes)}")
+    if place == "folder" and not Path(found).is_dir():
+        raise ValueError(f"no folder {found}; give a folder or a hub id such as owner/name")
+    return found
+
+
+def locate_prompts(path: str) -> Path:
+    """The prompt file of `path`."""
+    if path.startswith("shapes/"):
+        return EMBEDDED / "prompts" / path.removeprefix("shapes/")
+    return Path(path).expanduser()
+
+
+def _place(path: str) -> tuple[Place, str]:
+    """What kind of place a path names; a folder need not be there."""
+    if "://" in path:
+        return "URL", path
+    if path.startswith("shapes/"):
+        return "folder", str(EMBEDDED / "weights" / path.removeprefix("shapes/"))
+    local = Path(path).expanduser()
+    if local.is_file():
+        return "weights file", str(local)
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        return "folder", str(local)
+    return "hub id", path

@@ -1,0 +1,286 @@
+"""The recipe: one frozen tree, read from YAML and `--dotted.overrides`, checked whole at load.
+
+Defaults are Flow-GRPO's hyper-parameters for SD3.5-M with PickScore; a recipe file holds only what
+differs from them. The docstring under a field is its `--help`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from percent_ray.flow import schedule
+from percent_ray.objective.methods.flow_grpo import FlowGrpo
+from percent_ray.recipe.paths import locate
+from percent_ray.recipe.section import AnyMethod, Section
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Run(Section):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
+    """Names the run's folder and its MLflow run."""
+    folder: str = "runs"
+    """Runs are written to FOLDER/NAME: shared storage where the learner spans machines."""
+    seed: int = 42
+    """Every random draw is a function of it and of ids."""
+    steps: PositiveInt = 1000
+    """Learner steps (batches consumed) in all."""
+    checkpoint_every: PositiveInt = 60
+    """Steps between checkpoints; sampling ahead never crosses one, so that resume is exact."""
+    keep_checkpoints: PositiveInt = 2
+    """Older checkpoints are deleted."""
+
+
+class Model(Section):
+    family: str = "sd3"
+    """Module of percent_ray/models."""
+    path: str = "stabilityai/stable-diffusion-3.5-medium"
+    """Diffusers folder, hub id, or shapes/sd3."""
+    resolution: PositiveInt = 512
+    """Image height and width in pixels."""
+    guidance: Annotated[float, Field(ge=1)] = 4.5
+    """Classifier-free guidance in draw and replay; 1 is off."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of the frozen weights and the activations. Trained weights are float32 under LoRA."""
+    t5: bool = True
+    """Use the T5 text encoder where the folder has one."""
+    max_sequence_length: PositiveInt = 128
+    """T5 tokens; without T5 the width of its zeros."""
+    lora_rank: Annotated[int, Field(ge=0)] = 32
+    """0 trains every weight of the transformer."""
+    lora_alpha: PositiveInt = 64
+    """LoRA scale is alpha / rank."""
+    lora_targets: tuple[str, ...] = (
+        "attn.add_k_proj",
+        "attn.add_q_proj",
+        "attn.add_v_proj",
+        "attn.to_add_out",
+        "attn.to_k",
+        "attn.to_out.0",
+        "attn.to_q",
+        "attn.to_v",
+    )
+    """Suffixes of the layers that get an adapter."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+
+    @property
+    def folder(self) -> str:
+        return locate(self.path)
+
+
+class Scorer(Section):
+    kind: str = ""
+    """Module of percent_ray/scorers; the scorer's name where empty."""
+    path: str = ""
+    """Folder, hub id, shapes/NAME, or a weights file or URL where the kind takes one; the kind's
+    own default where empty."""
+    weight: NonNegative = 0.0
+    """Of its score in the reward; 0 when it only encodes or only reports."""
+    batch_size: PositiveInt = 48
+    """Images that it scores or encodes in one call."""
+    required: bool = True
+    """A group whose required reward fails is dropped and counted; an optional one is left out."""
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Calls after the first one that fails or is not finite."""
+
+
+class Sampling(Section):
+    steps: PositiveInt = 10
+    """Denoising steps T."""
+    noise_level: PositiveFloat = 0.7
+    """Eta of the SDE."""
+    kind: Literal["flow_sde", "cps"] = "flow_sde"
+    """Flow-GRPO's SDE, or coefficients-preserving sampling."""
+    group_size: Annotated[int, Field(ge=2)] = 24
+    """Images K of one prompt."""
+    train_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """The first int(fraction x T) steps are SDE steps and are trained; without a window."""
+    window_size: Annotated[int, Field(ge=0)] = 0
+    """Steps of a random SDE window shared by the whole step's groups; 0 is off."""
+    window_low: Annotated[int, Field(ge=0)] = 0
+    """First step that a window may start at."""
+    window_high: Annotated[int, Field(ge=0)] = 0
+    """End (exclusive) of the steps that a window may cover."""
+    batch_size: PositiveInt = 24
+    """Images in one call of the model."""
+    storage_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Latents are rounded through it before their log-prob is taken."""
+
+
+class Perceptual(Section):
+    spaces: tuple[str, ...] = ("pickscore",)
+    """Scorers whose encoders span the perceptual spaces that are measured."""
+    measure: bool = True
+    """Measure them in every group; false: in probes, and where the method needs them."""
+    decode: Literal["noisy", "clean"] = "noisy"
+    """Decode the samples and means as they are, or their clean predictions."""
+    feature_scale: Literal["rms", "unit", "none"] = "rms"
+    """Feature norm before the local Gaussian: sqrt(D), 1, or as it comes."""
+    steps: Annotated[int, Field(ge=0)] = 0
+    """Random scored steps a group; 0 scores every trained step."""
+    batch_size: PositiveInt = 48
+    """Images in one call of the decoder."""
+
+
+class Objective(Section):
+    clip_low: PositiveFloat = 1e-4
+    """Lower clip range of the ratio."""
+    clip_high: PositiveFloat = 1e-4
+    """Upper clip range of the ratio."""
+    advantage_std: Literal["group", "global"] = "global"
+    """Whose standard deviation divides the advantage."""
+    advantage_clip: PositiveFloat = 5.0
+    """Advantages are clamped to +- this."""
+    kl: NonNegative = 0.0
+    """Weight beta of the KL to the reference policy."""
+    kl_form: Literal["gaussian", "flow_grpo"] = "gaussian"
+    """The true KL of the transitions, or Flow-GRPO's without dt."""
+    reference_every: Annotated[int, Field(ge=0)] = 0
+    """Learner steps after which the reference policy becomes the present one; 0 is never."""
+    reference_kl: NonNegative = 0.0
+    """KL to the reference policy at which it does so, too; 0 is never."""
+
+
+class Learner(Section):
+    lr: PositiveFloat = 3e-4
+    """AdamW learning rate, constant."""
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    """AdamW betas."""
+    eps: PositiveFloat = 1e-8
+    """AdamW epsilon."""
+    weight_decay: NonNegative = 1e-4
+    """AdamW weight decay."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradient norm clip; 0 is off."""
+    updates: PositiveInt = 2
+    """Optimizer steps a learner step, each on its share of the images; the first is on policy."""
+    micro_batch: PositiveInt = 8
+    """Images in one forward and backward pass."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage of the Ray runtime."""
+    ema_decay: Probability = 0.9
+    """Cap of the EMA's decay min(cap, (1+t)/(10+t)); 0 is off."""
+    ema_every: PositiveInt = 8
+    """Optimizer steps between EMA updates."""
+
+
+class Data(Section):
+    prompts: str = "shapes/train.jsonl"
+    """.txt (a prompt a line) or .jsonl (GenEval's fields); shapes/NAME is the embedded world's."""
+    probe_prompts: str = ""
+    """Prompts of the probes and the picture grid; the first lines of `prompts` where empty."""
+    groups_per_step: PositiveInt = 48
+    """Groups that one learner step consumes."""
+
+
+class Monitor(Section):
+    tracking_uri: str = ""
+    """MLflow server or database; a sqlite file in run.folder where empty."""
+    experiment: str = "percent_ray"
+    """MLflow experiment."""
+    spaces: tuple[str, ...] = ()
+    """Scorers whose features measure diversity (variance, Vendi) in every group."""
+    probe_every: Annotated[int, Field(ge=0)] = 20
+    """Steps between probes: fixed prompts, fixed noise, pictures. 0 is off."""
+    probe_groups: PositiveInt = 4
+    """Prompts of a probe."""
+
+
+class Role(Section):
+    workers: PositiveInt = 1
+    """Processes."""
+    cpus: NonNegative = 1.0
+    """CPUs of one worker."""
+    gpus: NonNegative = 0.0
+    """GPUs of one worker; a fraction shares a card."""
+    memory_gb: NonNegative = 0.0
+    """Memory that Ray reserves for one worker; 0 reserves none."""
+
+
+class Runtime(Section):
+    backend: Literal["ray", "local"] = "ray"
+    """Ray actors, or everything in this process."""
+    max_staleness: Annotated[int, Field(ge=0, le=8)] = 1
+    """Versions that a consumed group may be behind; 0 is synchronous."""
+    rollout: Role = Role(gpus=1)
+    perception: Role = Role(gpus=1)
+    learner: Role = Role(gpus=1)
+    inflight: PositiveInt = 2
+    """Groups queued at one actor."""
+    timeout_s: PositiveFloat = 1800
+    """Longest wait for one group or one update before the run ends with an error."""
+
+
+class Recipe(Section):
+    run: Run = Run()
+    model: Model = Model()
+    scorers: dict[str, Scorer] = {"pickscore": Scorer(weight=1.0)}  # noqa: RUF012 pydantic copies it
+    """By name; two names may be of one kind."""
+    sampling: Sampling = Sampling()
+    perceptual: Perceptual = Perceptual()
+    method: AnyMethod = FlowGrpo()
+    """What is added to reward and loss."""
+    objective: Objective = Objective()
+    learner: Learner = Learner()
+    data: Data = Data()
+    monitor: Monitor = Monitor()
+    runtime: Runtime = Runtime()
+
+    @property
+    def trained_images(self) -> int:
+        """Images of one learner step."""
+        return self.data.groups_per_step * self.sampling.group_size
+
+    def trained_steps(self, group_id: int) -> range:
+        """The SDE steps of a group: one range for every group of a learner step. Probe groups
+        (negative ids) all take that of step 0, so that they can be compared along a run.
+
+        Raises ValueError for a window that does not fit, and where no step would be trained.
+        """
+        sampling = self.sampling
+        if not sampling.window_size:
+            return schedule.trained_steps(sampling.steps, fraction=sampling.train_fraction)
+        return schedule.sde_window(
+            sampling.steps,
+            size=sampling.window_size,
+            low=sampling.window_low,
+            high=sampling.window_high,
+            seed=self.run.seed,
+            iteration=max(group_id, 0) // self.data.groups_per_step,
+        )
+
+    def of_method(self, key: str) -> tuple[str, ...]:
+        """Scorers that the method names under `key`; none where it has no such parameter."""
+        return getattr(self.method, key, ())
+
+    @property
+    def image_spaces(self) -> tuple[str, ...]:
+        """Every space in which features of finished images are wanted, once."""
+        return tuple(dict.fromkeys((*self.of_method("image_spaces"), *self.monitor.spaces)))
+
+    def measured_spaces(self, *, probe: bool) -> tuple[str, ...]:
+        """Every space in which the perceptual log-probs of a group's steps are wanted, once."""
+        watched = self.perceptual.spaces if probe or self.perceptual.measure else ()
+        return tuple(dict.fromkeys((*self.of_method("spaces"), *watched)))
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """The scorers that score: those of the reward, and the method's judges."""
+        return tuple(
+            name for name, s in self.scorers.items() if s.weight or name in self.of_method("judges")
+        )
+
+    def kind_of(self, scorer: str) -> str:
+        """Module of a scorer."""
+        return self.scorers[scorer].kind or scorer
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        """All cross-field problems at once, one a line."""
+        from percent_ray.recipe.check import problems
+
+        if found := list(problems(self)):
+            raise ValueError("\n".join(found))
+        return self

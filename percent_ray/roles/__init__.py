@@ -1,0 +1,1 @@
+"""The three roles: rollout, perception, learner. They know nothing of who calls them."""

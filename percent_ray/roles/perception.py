@@ -1,0 +1,178 @@
+"""The perception role: one sampled group in, its rewards and perceptual log-probs out.
+
+Everything runs on old-policy rollouts under no_grad: it is a reward, never a loss through the
+decoder (docs/method.md, "Perceptual entropy").
+"""
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from percent_ray.data import arrow
+from percent_ray.models.base import Decoder, best_device, family
+from percent_ray.objective.diversity import variance_per_dimension
+from percent_ray.objective.entropy import perceptual_log_prob, scale_features
+from percent_ray.recipe.tree import Recipe
+from percent_ray.scorers.base import Checked, Scorer, load_scorer, try_out
+from percent_ray.types import Perception, Prompt, Span, Trajectory
+
+THUMBNAIL = 256
+"""Pixels of a thumbnail's longer side, at most."""
+
+
+class PerceptionWorker:
+    """Holds the VAE decoder and the frozen scorers, loaded at the first call where not given."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        worker: str,
+        decoder: Decoder | None = None,
+        scorers: Mapping[str, Scorer] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.worker = worker
+        self._decoder = decoder
+        self._scorers = {
+            name: Checked(name, scorer, batch_size=recipe.scorers[name].batch_size)
+            for name, scorer in (scorers or {}).items()
+        }
+
+    def ready(self) -> list[str]:
+        """Load every frozen model; lines that say what was loaded. Raises the loaders' ValueError
+        for a bad folder."""
+        device = best_device()
+        for name, scorer in self.recipe.scorers.items():
+            if name not in self._scorers:
+                self._scorers[name] = load_scorer(name, scorer, device=device)
+        if self._decoder is None:
+            model = self.recipe.model
+            self._decoder = family(model.family).load_decoder(model, device=device)
+        return [self._decoder.describe(), *(s.describe() for s in self._scorers.values())]
+
+    def try_out(self, prompt: Prompt) -> None:
+        """Every scorer on grey pictures of the run's size for its first prompt. Raises ValueError
+        that names the scorer, in one line, for whatever goes wrong."""
+        self.ready()
+        recipe = self.recipe
+        encoders = {*recipe.image_spaces, *recipe.measured_spaces(probe=True)}
+        side = recipe.model.resolution
+        for name, scorer in self._scorers.items():
+            scores, encodes = name in recipe.scored, name in encoders
+            try_out(scorer, prompt, scores=scores, encodes=encodes, size=(side, side))
+
+    @torch.no_grad()
+    def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:
+        """Rewards, perceptual log-probs, features and variances of one group.
+
+        A reward that raises or is not finite is tried again, then reported in `failures`; it never
+        becomes 0. Errors of the decoder or of an encoder are errors of the run.
+        """
+        start = time.time()
+        self.ready()
+        payload: pa.Table = trajectory.payload
+        final = arrow.column(payload, "final")
+        images = self._decode(final)
+        rewards, failures, dropped = self._rewards(images, trajectory.prompt)
+        scored = {} if dropped else self._scored_steps(trajectory, payload)
+        spaces = self.recipe.image_spaces
+        features = {space: self._scorers[space].encode(images).numpy() for space in spaces}
+        return Perception(
+            group_id=trajectory.group_id,
+            rewards=rewards,
+            log_p_perc=scored,
+            log_p_policy=arrow.column(payload, "log_probs").numpy().copy(),
+            features=features,
+            variance={
+                "latent": variance_per_dimension(final),
+                "pixel": variance_per_dimension(images / 255),
+            },
+            thumbnails=_thumbnails(images) if pictures else None,
+            failures=tuple(failures),
+            dropped=dropped,
+            span=Span("perceive", self.worker, start, time.time(), trajectory.group_id),
+        )
+
+    def _rewards(
+        self, images: UInt8[Tensor, "K 3 h w"], prompt: Prompt
+    ) -> tuple[dict[str, np.ndarray], list[str], bool]:
+        """Rewards by scorer, a line for each failure, and whether a required one failed."""
+        rewards: dict[str, np.ndarray] = {}
+        failures: list[str] = []
+        dropped = False
+        for name in self.recipe.scored:
+            settings = self.recipe.scorers[name]
+            try:
+                rewards[name] = retried(
+                    lambda scorer=self._scorers[name]: scorer.score(images, [prompt] * len(images)),
+                    retries=settings.retries,
+                )
+            except Exception as error:
+                failures.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
+                dropped |= settings.required or name in self.recipe.of_method("judges")
+        return rewards, failures, dropped or not rewards
+
+    def _scored_steps(self, trajectory: Trajectory, payload: pa.Table) -> dict[str, np.ndarray]:
+        """Perceptual log-prob [K, N] in every measured space: samples and means are decoded
+        together."""
+        spaces = self.recipe.measured_spaces(probe=trajectory.group_id < 0)
+        if not spaces:
+            return {}
+        columns = [trajectory.steps.index(step) for step in trajectory.scored]
+        std = torch.tensor(trajectory.std)[columns]
+        if self.recipe.perceptual.decode == "clean":
+            samples = arrow.column(payload, "clean_next")
+            means = arrow.column(payload, "clean_mean")
+        else:
+            samples = arrow.column(payload, "latents")[:, [i + 1 for i in columns]]
+            means = arrow.column(payload, "means")[:, columns]
+        pairs = torch.stack([samples, means])
+        images = self._decode(pairs.flatten(0, 2))
+        result: dict[str, np.ndarray] = {}
+        for space in spaces:
+            features = scale_features(
+                self._scorers[space].encode(images), self.recipe.perceptual.feature_scale
+            )
+            ours, theirs = features.unflatten(0, pairs.shape[:3])
+            result[space] = perceptual_log_prob(ours, theirs, std).numpy()
+        return result
+
+    def _decode(self, latents: Tensor) -> UInt8[Tensor, "N 3 h w"]:
+        decoder = self._decoder
+        assert decoder is not None
+        batches = latents.split(self.recipe.perceptual.batch_size)
+        return torch.cat([decoder.decode(part) for part in batches])
+
+
+def retried(score: Callable[[], Tensor], *, retries: int) -> Float32[np.ndarray, " K"]:
+    """`score()` as finite float32 values, called up to 1 + `retries` times.
+
+    Raises the last call's error, or ValueError where the values were not finite.
+    """
+    for attempt in range(retries + 1):
+        try:
+            values = score().float().cpu().numpy()
+            if not np.isfinite(values).all():
+                raise ValueError(f"{np.sum(~np.isfinite(values))} of {len(values)} not finite")
+            return values
+        except Exception:
+            if attempt == retries:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _thumbnails(images: UInt8[Tensor, "K 3 H W"]) -> UInt8[np.ndarray, "K 3 h w"]:
+    factor = THUMBNAIL / max(images.shape[-2:])
+    if factor < 1:
+        images = (
+            torch.nn.functional.interpolate(images.float(), scale_factor=factor, mode="area")
+            .round()
+            .to(torch.uint8)
+        )
+    return images.cpu().numpy()

@@ -1,0 +1,150 @@
+"""The rollout role: one prompt in, one sampled group out. Knows nothing of who calls it."""
+
+import time
+
+import pyarrow as pa
+import torch
+
+from percent_ray.data import arrow
+from percent_ray.data.conditions import ConditionCache
+from percent_ray.flow import noise, sampler, schedule
+from percent_ray.models.base import Condition, Policy, best_device, family
+from percent_ray.recipe.tree import Recipe
+from percent_ray.types import Prompt, Span, Trajectory
+
+
+class RolloutWorker:
+    """Draws groups. The model is loaded at the first call, so that a restarted actor needs none of
+    its predecessor's state and a bad recipe comes back as the error of a call.
+
+    `policy` is given where the learner's own weights are shared; then no weights are ever loaded.
+    """
+
+    def __init__(self, recipe: Recipe, *, worker: str, policy: Policy | None = None) -> None:
+        self.recipe = recipe
+        self.worker = worker
+        self._shared = policy is not None
+        self._policy = policy
+        self._checksum: str | None = None
+        self._conditions: ConditionCache | None = None
+
+    def ready(self) -> list[str]:
+        """Load the model; lines that say what was loaded. Raises the loader's ValueError for a bad
+        folder."""
+        if self._policy is None:
+            model = self.recipe.model
+            self._policy = family(model.family).load_policy(
+                model, seed=self.recipe.run.seed, device=best_device(), text=True
+            )
+        if self._conditions is None:
+            self._conditions = ConditionCache(self._policy.encode)
+        return [self._policy.describe()]
+
+    def sample(
+        self,
+        group_id: int,
+        prompt: Prompt,
+        version: int,
+        weights: pa.Table | None = None,
+        checksum: str | None = None,
+    ) -> Trajectory:
+        """One group, with its payload and its condition as tables (schemas: `data/arrow.py`).
+
+        `weights` are loaded first where they are not the ones at hand; None stands for the model as
+        it was loaded, or for the learner's own. The draws are a function of
+        (run seed, group id, image, step): sampled again anywhere, it is the same group.
+        """
+        start = time.time()
+        self.ready()
+        assert weights is not None or self._checksum is None, "other weights are loaded already"
+        if weights is not None and checksum != self._checksum:
+            self._load(weights, checksum)
+        policy, conditions = self._policy, self._conditions
+        assert policy is not None
+        assert conditions is not None
+        steps = self.recipe.trained_steps(group_id)
+        perceptual = self.recipe.perceptual
+        scored = schedule.scored_steps(
+            steps, perceptual.steps or None, seed=self.recipe.run.seed, group_id=group_id
+        )
+        condition = conditions.get(prompt.text)
+        path = self._path(policy, condition, group_id, steps, scored)
+        return Trajectory(
+            group_id=group_id,
+            prompt=prompt,
+            version=version,
+            steps=steps,
+            std=path.std.numpy(),
+            entropy=path.entropy.numpy(),
+            scored=scored,
+            payload=_table(path, steps),
+            condition=arrow.pack(condition),
+            span=Span("sample", self.worker, start, time.time(), group_id),
+        )
+
+    def _load(self, weights: pa.Table, checksum: str | None) -> None:
+        assert self._policy is not None
+        assert not self._shared, "a shared policy is never loaded into"
+        tensors = arrow.unpack(weights)
+        arrived = arrow.checksum(tensors)
+        if arrived != checksum:
+            raise ValueError(f"published weights have checksum {arrived}, expected {checksum}")
+        trainable = self._policy.trainable()
+        if trainable.keys() != tensors.keys():
+            raise ValueError(
+                f"published weights have {len(tensors)} tensors, the model trains {len(trainable)}"
+            )
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(tensors[name])
+        self._checksum = checksum
+
+    def _path(
+        self,
+        policy: Policy,
+        condition: Condition,
+        group_id: int,
+        steps: range,
+        scored: tuple[int, ...],
+    ) -> sampler.Path:
+        """The group's SDE path on the CPU, sampled in batches."""
+        recipe, sampling = self.recipe, self.recipe.sampling
+        device = next(policy.module.parameters()).device
+        sigmas = policy.sigmas(sampling.steps).to(device)
+        spaces = recipe.measured_spaces(probe=group_id < 0)
+        clean = recipe.perceptual.decode == "clean" and bool(spaces)
+        paths: list[sampler.Path] = []
+        for first in range(0, sampling.group_size, sampling.batch_size):
+            images = range(first, min(first + sampling.batch_size, sampling.group_size))
+
+            def draw(step: int, images: range = images) -> torch.Tensor:
+                seed, shape = recipe.run.seed, policy.latent_shape
+                return noise.group_noise(seed, group_id, images, step, shape)
+
+            path = sampler.rollout(
+                lambda latents, sigma: policy.velocity(latents, sigma, condition),
+                draw(noise.INITIAL).to(device),
+                sigmas,
+                steps=steps,
+                noise_level=sampling.noise_level,
+                kind=sampling.kind,
+                noise_at=draw,
+                storage_dtype=getattr(torch, sampling.storage_dtype),
+                clean=clean,
+                clean_steps=scored if clean else None,
+            )
+            paths.append(sampler.join([path]))
+        return sampler.join(paths)
+
+
+def _table(path: sampler.Path, steps: range) -> pa.Table:
+    """The payload: images first, where a path has steps first."""
+    columns = {
+        "latents": path.latents,
+        "means": path.means,
+        "log_probs": path.log_probs,
+        "clean_next": path.clean_latents,
+        "clean_mean": path.clean_means,
+    }
+    rows = {name: t.transpose(0, 1) for name, t in columns.items() if t is not None}
+    return arrow.trajectory_table(**rows, final=path.final, steps=steps)

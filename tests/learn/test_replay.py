@@ -1,0 +1,216 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from percent_ray.data import arrow
+from percent_ray.flow.noise import generator
+from percent_ray.learn.engine import TorchEngine
+from percent_ray.learn.replay import Images, chunks, micro_batches
+from percent_ray.roles.learner import Learner
+from tests.learn.fake import FakePolicy, draw_batch, fake_recipe
+
+
+def make_learner(recipe, **policy):
+    fake = FakePolicy(**policy)
+    return Learner(recipe, fake, TorchEngine(recipe.learner, fake)), fake
+
+
+def with_weights(batch, names):
+    """Random weights under the given names."""
+    rows = []
+    for row in batch.rows:
+        source = generator("weights", row.group_id)
+        drawn = {n: torch.rand(row.weights.advantage.shape, generator=source) for n in names}
+        rows.append(replace(row, weights=replace(row.weights, **drawn)))
+    return replace(batch, rows=tuple(rows))
+
+
+def direct_loss(policy, recipe, batch, images, *, kl=0.0, form="gaussian"):
+    """docs/method.md, "GRPO", transcribed: one image at a time in plain tensor arithmetic."""
+    sigmas, eta = policy.sigmas(recipe.sampling.steps).tolist(), recipe.sampling.noise_level
+    weights = [row.weights for row in batch.rows]
+    rows = [(g, k) for g, w in enumerate(weights) for k in range(len(w.advantage))]
+    losses = []
+    for group, k in (rows[i] for i in images):
+        payload, condition = batch.rows[group].payload, batch.rows[group].condition
+        latents = torch.from_numpy(payload["latents"].chunk(0).to_numpy_ndarray().copy())[k]
+        log_probs = torch.from_numpy(payload["log_probs"].chunk(0).to_numpy_ndarray().copy())[k]
+        embeds = torch.from_numpy(condition["embeds"].chunk(0).to_numpy_ndarray().copy())[0]
+        means = torch.from_numpy(payload["means"].chunk(0).to_numpy_ndarray().copy())[k]
+        for i in range(recipe.sampling.steps - 1):
+            now, then = sigmas[i], sigmas[i + 1]
+            dt, g = then - now, eta * math.sqrt(now / (1 - (sigmas[1] if now == 1 else now)))
+            s = g * math.sqrt(-dt)
+
+            def mean(x=latents[i][None], now=now, g=g, dt=dt, embeds=embeds):
+                v = policy.velocity(x, torch.tensor([now]), {"embeds": embeds})
+                drift = g**2 / (2 * now)
+                return x * (1 + drift * dt) + v * (1 + drift * (1 - now)) * dt
+
+            mu = mean()
+            residual = (latents[i + 1][None] - mu).square().mean()
+            log_prob = -residual / (2 * s**2) - math.log(s) - 0.5 * math.log(2 * math.pi)
+            ratio = (log_prob - log_probs[i]).exp()
+            low, high = 1 - recipe.objective.clip_low, 1 + recipe.objective.clip_high
+            advantage = weights[group].advantage[k, i]
+            loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(low, high))
+            if weights[group].score is not None:
+                loss = loss - weights[group].score[k, i] * ratio
+            if weights[group].log_prob is not None:
+                loss = loss + weights[group].log_prob[k, i] * log_prob
+            if weights[group].kl_old is not None:
+                gap = (mu - means[i]).square().mean() / (2 * s**2)
+                loss = loss + weights[group].kl_old[k, i] * gap
+            if kl:
+                with torch.no_grad(), policy.reference():
+                    reference = mean()
+                scale = s if form == "gaussian" else g
+                loss = loss + kl * (mu - reference).square().mean() / (2 * scale**2)
+            losses.append(loss)
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("form", ["gaussian", "flow_grpo"])
+@pytest.mark.parametrize(
+    ("kl", "added"),
+    [(0.0, ()), (0.3, ()), (0.0, ("score", "log_prob")), (0.3, ("kl_old",))],
+    ids=["grpo", "kl", "native", "kl_old"],
+)
+def test_update_equals_the_loss_transcribed_with_autograd(tmp_path, kl, added, form):
+    recipe = fake_recipe(
+        tmp_path, objective={"kl": kl, "kl_form": form}, learner={"updates": 2, "ema_decay": 0}
+    )
+    learner, policy = make_learner(recipe)
+    batch = with_weights(draw_batch(policy, recipe), added)
+    update = learner.update(batch)
+
+    plain = FakePolicy()
+    weights = list(plain.trainable().values())
+    optimizer = torch.optim.AdamW(weights, lr=1e-3, eps=1e-4, weight_decay=1e-4)
+    losses, norms = [], []
+    for chunk in chunks(24, 2, seed=recipe.run.seed, version=0):
+        loss = direct_loss(plain, recipe, batch, chunk, kl=kl, form=form)
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(weights, 0.05).item())
+        optimizer.step()
+        losses.append(loss.item())
+
+    assert update.metrics["loss/total"] == pytest.approx(sum(losses) / 2, abs=1e-6)
+    assert update.metrics["grad/norm"] == pytest.approx(sum(norms) / 2, rel=1e-4)
+    assert ("kl/reference" in update.metrics) == bool(kl)
+    for name, weight in policy.trainable().items():
+        torch.testing.assert_close(weight, plain.trainable()[name], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_invariant_3_first_ratio_is_1(tmp_path, storage):
+    recipe = fake_recipe(tmp_path, sampling={"storage_dtype": storage}, learner={"micro_batch": 6})
+    learner, policy = make_learner(recipe)
+    for step in range(2):
+        batch = draw_batch(policy, recipe, step=step, version=step)
+        metrics = learner.update(batch).metrics
+        assert metrics["ratio/first_max_dev"] < 2e-6
+        assert metrics["ratio/max_dev"] > 1e-4, "the second optimizer step is off policy"
+
+
+def test_metrics_are_means_over_every_transition(tmp_path):
+    """After enough steps on one batch some ratios leave the clip range on either side."""
+    recipe = fake_recipe(tmp_path, objective={"clip_low": 1e-3, "clip_high": 2e-3})
+    learner, policy = make_learner(recipe)
+    batch = draw_batch(policy, recipe)
+    for version in range(3):
+        metrics = learner.update(replace(batch, version=version)).metrics
+    assert metrics["learner/images"] == 24
+    assert metrics["learner/updates"] == 2
+    assert 0 < metrics["ratio/clip_low"] < 1
+    assert 0 < metrics["ratio/clip_high"] < 1
+    assert metrics["ratio/clip_low"] + metrics["ratio/clip_high"] <= 1
+    assert abs(metrics["ratio/mean"] - 1) < metrics["ratio/max_dev"]
+    assert 0 < metrics["kl/approx"] < metrics["ratio/max_dev"] ** 2
+
+
+def test_a_batch_without_groups_takes_no_optimizer_step(tmp_path):
+    learner, policy = make_learner(fake_recipe(tmp_path))
+    _, before = learner.publish()
+    empty = draw_batch(policy, fake_recipe(tmp_path), groups=0)
+    update = learner.update(empty)
+    assert update.metrics == {"learner/images": 0, "learner/updates": 0}
+    assert (update.version, learner.publish()[1]) == (1, before)
+
+
+def test_fewer_images_than_updates(tmp_path):
+    recipe = fake_recipe(tmp_path, learner={"updates": 4})
+    learner, policy = make_learner(recipe)
+    batch = draw_batch(policy, recipe, groups=1, images=3)
+    assert learner.update(batch).metrics["learner/updates"] == 3
+
+
+def test_chunks_are_a_partition_that_depends_on_seed_and_step():
+    first = chunks(25, 2, seed=1, version=3)
+    assert [len(chunk) for chunk in first] == [13, 12]
+    assert sorted([*first[0], *first[1]]) == list(range(25))
+    assert first == chunks(25, 2, seed=1, version=3)
+    assert first != chunks(25, 2, seed=1, version=4)
+    assert first != chunks(25, 2, seed=2, version=3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_ranks_share_a_chunk_in_equally_many_micro_batches(world, size):
+    chunk = [5, 3, 8, 1, 9, 2, 7]
+    ranks = [list(micro_batches(chunk, rank=rank, world=world, size=size)) for rank in range(world)]
+    assert len({len(mine) for mine in ranks}) == 1
+    real = [i for mine in ranks for images, padding in mine if not padding for i in images]
+    assert sorted(real) == sorted(chunk)
+    assert all(0 < len(images) <= size for mine in ranks for images, _ in mine)
+
+
+def test_take_copies_only_its_rows(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    batch = draw_batch(FakePolicy(), recipe)
+    images = Images(batch)
+    taken = images.take([7, 0], torch.device("cpu"), padding=False)
+    latents = batch.rows[1].payload["latents"].chunk(0).to_numpy_ndarray()
+    assert taken.latents.shape == (2, 4, 2, 4, 4)
+    assert (taken.latents[0].numpy() == latents[1]).all()
+    assert torch.equal(taken.weights.advantage[0], batch.rows[1].weights.advantage[1])
+    assert taken.means is None, "nothing asks for them"
+    assert taken.condition["embeds"].shape == (2, 3)
+
+
+def test_payload_and_weights_must_belong_together(tmp_path):
+    batch = draw_batch(FakePolicy(), fake_recipe(tmp_path))
+    rows = list(batch.rows)
+    rows[2] = replace(rows[2], weights=rows[2].weights.map(lambda weight: weight[:4]))
+    with pytest.raises(ValueError, match="group 2 has 6 images and weights of 4"):
+        Images(replace(batch, rows=tuple(rows)))
+
+
+def test_groups_of_one_step_have_equally_many_trained_steps(tmp_path):
+    short = draw_batch(FakePolicy(), fake_recipe(tmp_path, sampling={"steps": 3}), groups=1)
+    long = draw_batch(FakePolicy(), fake_recipe(tmp_path), groups=1)
+    rows = short.rows + long.rows
+    with pytest.raises(ValueError, match=r"\[2, 3\] trained steps"):
+        Images(replace(long, rows=rows))
+
+
+def test_groups_of_one_step_may_have_different_windows(tmp_path):
+    recipe = fake_recipe(tmp_path, learner={"updates": 1})
+    learner, policy = make_learner(recipe)
+    batch = draw_batch(policy, recipe, groups=2)
+    windows = zip(batch.rows, ((0, 2), (1, 3)), strict=True)
+    rows = [replace(row, payload=cut(row.payload, *window)) for row, window in windows]
+    assert learner.update(replace(batch, rows=tuple(rows))).metrics["ratio/first_max_dev"] < 2e-6
+
+
+def cut(payload, start, stop):
+    return arrow.trajectory_table(
+        latents=arrow.column(payload, "latents")[:, start : stop + 1],
+        means=arrow.column(payload, "means")[:, start:stop],
+        log_probs=arrow.column(payload, "log_probs")[:, start:stop],
+        final=arrow.column(payload, "final"),
+        steps=range(start, stop),
+    )

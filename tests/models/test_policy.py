@@ -1,0 +1,249 @@
+"""What every model family must do. A new family is a line in `families.py`."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from percent_ray.learn.engine import TorchEngine
+from percent_ray.models import sd3
+from percent_ray.models.base import family
+from percent_ray.objective.grpo import Weights
+from percent_ray.recipe.discover import FAMILIES as FOUND
+from percent_ray.recipe.tree import Data, Model, Recipe, Runtime, Sampling, Scorer
+from percent_ray.recipe.tree import Learner as LearnerSettings
+from percent_ray.roles.learner import Learner
+from percent_ray.roles.rollout import RolloutWorker
+from percent_ray.types import Prompt, ShapedBatch, ShapedRow
+from tests.models.cases import noise, perturb
+from tests.models.families import CPU, FAMILIES, TEXTS
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda f: f.name)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def where(kind, tmp_path_factory):
+    """A tiny pipeline of the family."""
+    return Path(kind.build(tmp_path_factory.mktemp(kind.name)))
+
+
+@pytest.fixture(scope="module")
+def pipeline(kind, where):
+    """What to compare with."""
+    return kind.pipeline(where)
+
+
+def case(policy, rows=2):
+    latents = noise(rows, *policy.latent_shape)
+    return latents, torch.linspace(0.9, 0.3, rows), policy.encode(TEXTS[:rows])
+
+
+def test_every_family_is_in_this_suite():
+    assert [f.name for f in FAMILIES] == FOUND.names()
+    assert family("sd3") is sd3
+    with pytest.raises(ValueError, match=r"model\.family: unknown 'lora'; known are (.*, )?sd3"):
+        family("lora")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_sigmas_are_the_pipelines(kind, where, tmp_path, dynamic):
+    shutil.copytree(where, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dynamic_shifting": dynamic}))
+    whole = kind.pipeline(tmp_path / "model")
+    policy = kind.policy(tmp_path / "model", text=False)
+    kind.sample(whole, TEXTS, noise(2, *policy.latent_shape), 5, 1.0)
+    sigmas = policy.sigmas(5)
+    torch.testing.assert_close(sigmas, whole.scheduler.sigmas.cpu(), rtol=0, atol=0)
+    policy.sigmas(3)
+    assert len(sigmas) == 6, "a later schedule leaves it alone"
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+def test_sampling_without_noise_is_the_pipelines(kind, where, pipeline, guidance):
+    from percent_ray.flow.sampler import ode
+
+    policy = kind.policy(where, guidance=guidance)
+    start, condition = noise(2, *policy.latent_shape, seed=3), policy.encode(TEXTS)
+    latents = ode(lambda x, sigma: policy.velocity(x, sigma, condition), start, policy.sigmas(6))
+    expected = kind.sample(pipeline, TEXTS, start, 6, guidance)
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+
+
+def first_ratio(kind, *, dtype, guidance, draw, micro_batch):
+    """Largest |ratio - 1| of the first optimizer step, of 8 images drawn and replayed by the
+    shipped model with unchanged weights."""
+    recipe = Recipe(
+        model=Model(
+            family=kind.name,
+            path=kind.world,
+            resolution=32,
+            guidance=guidance,
+            dtype=dtype,
+            t5=False,
+            max_sequence_length=1,
+            lora_rank=4,
+        ),
+        scorers={"pickscore": Scorer(path="shapes/pickscore", weight=1.0)},
+        sampling=Sampling(steps=6, group_size=8, batch_size=draw),
+        learner=LearnerSettings(micro_batch=micro_batch, updates=1, ema_decay=0),
+        data=Data(groups_per_step=1),
+        runtime=Runtime(backend="local"),
+    )
+    policy = family(kind.name).load_policy(recipe.model, seed=1, device=CPU, text=True)
+    group = RolloutWorker(recipe, worker="test", policy=policy).sample(0, Prompt(TEXTS[0]), 0)
+    advantage = noise(8, 1).expand(8, len(group.steps)).contiguous()
+    row = ShapedRow(0, 0, group.payload, group.condition, Weights(advantage))
+    learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
+    return learner.update(ShapedBatch(0, (row,))).metrics["ratio/first_max_dev"]
+
+
+@pytest.mark.parametrize(("draw", "micro_batch"), [(8, 8), (4, 8), (8, 4)])
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_first_ratio_is_exactly_1(kind, dtype, guidance, draw, micro_batch):
+    options = {"dtype": dtype, "guidance": guidance, "draw": draw, "micro_batch": micro_batch}
+    assert first_ratio(kind, **options) == 0
+
+
+def test_a_draw_over_an_expanded_condition_would_be_seen(kind, monkeypatch):
+    """The mutant: one row of the condition, stride 0, in the draw; as many as images in the
+    replay."""
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda tensor: tensor)
+    assert first_ratio(kind, dtype="bfloat16", guidance=4.5, draw=8, micro_batch=8) > 1e-3
+
+
+def test_a_saved_adapter_is_read_by_diffusers_with_its_scale(kind, where, tmp_path):
+    policy = kind.policy(where, guidance=1, lora_rank=4, lora_alpha=12)
+    perturb(policy.trainable())
+    latents, sigma, condition = case(policy)
+    policy.save(str(tmp_path), policy.trainable())
+    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
+    fresh = kind.pipeline(where)
+    with torch.no_grad():
+        before = kind.predict(fresh, latents, sigma, condition)
+        fresh.load_lora_weights(tmp_path)
+        after = kind.predict(fresh, latents, sigma, condition)
+        velocity = policy.velocity(latents, sigma, condition)
+    assert (after - before).abs().max() > 0.01
+    torch.testing.assert_close(velocity, after, rtol=1e-5, atol=1e-5)
+
+
+def test_full_fine_tuning_trains_everything_and_diffusers_reads_it(kind, where, tmp_path):
+    policy = kind.policy(where, lora_rank=0, guidance=1)
+    assert len(policy.trainable()) == len(list(policy.module.parameters()))
+    weights = {n: p.detach() + 0.1 for n, p in policy.trainable().items()}
+    policy.save(str(tmp_path), weights)
+    fresh = kind.pipeline(where)
+    read = getattr(diffusers, policy.transformer).from_pretrained(tmp_path, use_safetensors=True)
+    fresh.transformer = read
+    for name, parameter in read.named_parameters():
+        assert torch.equal(parameter, weights[name])
+    policy.load(str(tmp_path))
+    with torch.no_grad():
+        velocity = policy.velocity(*case(policy))
+        expected = kind.predict(fresh, *case(policy))
+    torch.testing.assert_close(velocity, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_load_takes_what_save_wrote_and_refuses_another_model(kind, where, tmp_path, rank):
+    policy, other = kind.policy(where, lora_rank=rank), kind.policy(where, lora_rank=rank, seed=1)
+    weights = {n: p.detach() + 0.1 for n, p in policy.trainable().items()}
+    policy.save(str(tmp_path), weights)
+    other.load(str(tmp_path))
+    for name, parameter in other.trainable().items():
+        assert torch.equal(parameter, weights[name])
+    if rank:
+        with pytest.raises(ValueError, match=r"set model\.lora_rank and lora_targets"):
+            kind.policy(where, lora_rank=rank * 2).load(str(tmp_path))
+
+
+@pytest.mark.parametrize("rank", [4, 0])
+def test_reference_is_the_model_before_training(kind, where, rank):
+    policy = kind.policy(where, lora_rank=rank)
+    latents, sigma, condition = case(policy)
+    with torch.no_grad():
+        before = policy.velocity(latents, sigma, condition)
+        perturb(policy.trainable())
+        names = list(policy.trainable())
+        after = policy.velocity(latents, sigma, condition)
+        with policy.reference():
+            reference = policy.velocity(latents, sigma, condition)
+        again = policy.velocity(latents, sigma, condition)
+    assert (after - before).abs().max() > 0.01
+    torch.testing.assert_close(reference, before, rtol=0, atol=0)
+    torch.testing.assert_close(again, after, rtol=0, atol=0)
+    assert list(policy.trainable()) == names
+
+
+def test_gradient_checkpointing_changes_no_gradient(kind, where):
+    gradients = []
+    for checkpointing in (False, True):
+        policy = kind.policy(where, gradient_checkpointing=checkpointing)
+        assert policy.module.is_gradient_checkpointing == checkpointing
+        perturb(policy.trainable())
+        policy.velocity(*case(policy)).square().sum().backward()
+        gradients.append([p.grad for p in policy.trainable().values()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_bfloat16_model_keeps_a_float32_adapter(kind, where):
+    policy = kind.policy(where, dtype="bfloat16")
+    latents, sigma, condition = case(policy)
+    velocity = policy.velocity(latents, sigma, condition)
+    velocity.sum().backward()
+    assert velocity.dtype == torch.float32
+    assert condition["prompt_embeds"].dtype == torch.bfloat16
+    trained = policy.trainable()
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    frozen = [p for n, p in policy.module.named_parameters() if n not in trained]
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    exact = kind.policy(where).velocity(latents, sigma, kind.policy(where).encode(TEXTS))
+    assert (velocity - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_adapted_layers_are_counted_and_listed(kind, where):
+    policy = kind.policy(where, text=False, lora_rank=4, lora_alpha=8)
+    trained = policy.trainable()
+    layers = {name.partition(".lora_")[0] for name in trained}
+    targets = policy._model.lora_targets
+    line = policy.describe()
+    listed = ", ".join(f"{t} x{sum(x.endswith(f'.{t}') for x in layers)}" for t in targets)
+    count = sum(p.numel() for p in trained.values())
+    whole = sum(p.numel() for p in policy.module.parameters())
+    assert f"LoRA rank 4, alpha 8 on {len(layers)} layers ({listed}), {count:,} weights" in line
+    assert f"{whole - count:,} weights in float32, none missing" in line
+    full = kind.policy(where, text=False, lora_rank=0).describe()
+    assert f"{whole - count:,} weights, none missing, all trained in float32" in full
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae"])
+def test_a_part_without_all_of_its_weights_is_refused(kind, where, tmp_path, part):
+    shutil.copytree(where, tmp_path / "model")
+    [file] = (tmp_path / "model" / part).glob("*.safetensors")
+    weights = load_file(file)
+    name = kind.layer if part == "transformer" else max(weights, key=lambda n: weights[n].numel())
+    del weights[name]
+    save_file(weights, file, metadata={"format": "pt"})
+    message = rf"^model\.path: {part} of .* do not fit .*: 1 missing \({name}\); give a folder"
+    decoder = partial(family(kind.name).load_decoder, device=CPU)
+    load = (lambda folder: decoder(kind.settings(folder))) if part == "vae" else kind.policy
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "model")
+
+
+def test_a_part_without_its_tokenizer_is_refused(kind, where, tmp_path):
+    shutil.copytree(where, tmp_path / "model")
+    shutil.rmtree(tmp_path / "model" / "tokenizer")
+    with pytest.raises(ValueError, match=r"^model\.path: tokenizer of .* knows 2 tokens and the"):
+        kind.policy(tmp_path / "model")

@@ -1,0 +1,243 @@
+import pickle
+
+import pytest
+import yaml
+
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.errors import generic
+from percent_ray.recipe.load import RecipeError, differences, dump, load
+from percent_ray.recipe.tree import Role
+
+PROMPTS = "a red circle\na blue square\n"
+
+
+def problems(*overrides, path=None):
+    with pytest.raises(RecipeError) as caught:
+        load(path, overrides)
+    return list(caught.value.problems)
+
+
+def test_overrides_beat_file_beats_base_beats_defaults(folder):
+    (folder / "base.yaml").write_text("run: {steps: 2, seed: 2}\nlearner: {lr: 2, eps: 2}\n")
+    (folder / "file.yaml").write_text("base: base.yaml\nrun: {steps: 3}\nlearner: {lr: 3}\n")
+    got = load("file.yaml", ["--learner.lr", "4", "--run.name=x"])
+    assert (got.learner.lr, got.run.steps, got.run.seed, got.run.name) == (4, 3, 2, "x")
+    assert got.learner.eps == 2
+    assert got.learner.updates == load(None).learner.updates
+
+
+def test_a_role_keeps_the_defaults_that_a_file_does_not_name(folder):
+    got = load(None, ["--runtime.rollout.cpus", "3"])
+    assert got.runtime.rollout == Role(cpus=3, gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-4", 1e-4), ("2E+3", 2000.0), ("5", 5.0), (".5", 0.5), ("1.5e-3", 1.5e-3)],
+)
+def test_numbers_of_the_command_line_and_of_a_file(folder, text, value):
+    (folder / "file.yaml").write_text(f"learner: {{lr: {text}}}\n")
+    assert load("file.yaml").learner.lr == value
+    assert load(None, ["--learner.lr", text]).learner.lr == value
+    assert load(None, [f"--learner.lr={text}"]).learner.lr == value
+
+
+def test_values_are_yaml_and_text_stays_text(folder):
+    got = load(
+        None,
+        [
+            *("--learner.betas", "[.8, 0.9]", "--model.t5", "false", "--run.name", "007"),
+            *("--scorers.dino.path=shapes/dino", "--monitor.spaces", "[dino, pickscore]"),
+        ],
+    )
+    assert got.learner.betas == (0.8, 0.9)
+    assert got.model.t5 is False
+    assert got.run.name == "007"
+    assert list(got.scorers) == ["pickscore", "dino"]
+    assert got.scorers["pickscore"].weight == 1
+    assert got.monitor.spaces == ("dino", "pickscore")
+
+
+def test_another_method_brings_its_own_parameters(tmp_path):
+    base, file = tmp_path / "base.yaml", tmp_path / "file.yaml"
+    base.write_text("data: {prompts: shapes/train.jsonl}\nmethod: {name: pec, strength: 0.3}\n")
+    file.write_text("base: base.yaml\nmethod: {omega: variance}\n")
+    method = load(file).method
+    assert (method.name, method.strength, method.omega) == ("pec", 0.3, "variance")
+    method = load(file, ["--method.name", "kl_cov"]).method
+    assert (method.name, method.strength) == ("kl_cov", 1.0)
+    again = load(None, ["--method.name", "marginal_pec", "--method.strength", "auto"])
+    (tmp_path / "dumped.yaml").write_text(dump(again))
+    assert load(tmp_path / "dumped.yaml") == again
+    assert pickle.loads(pickle.dumps(again)) == again
+
+
+def test_a_scorers_key_is_its_name_and_its_kind_the_module(folder):
+    overrides = "--scorers.judge.kind clip --scorers.other.kind clip --scorers.other.weight 2"
+    got = load(None, overrides.split())
+    assert [got.kind_of(name) for name in got.scorers] == ["pickscore", "clip", "clip"]
+    assert got.scored == ("pickscore", "other")
+
+
+def test_a_scorers_path_may_be_a_file_or_a_url(folder):
+    (folder / "weights.pt").write_text("")
+    (folder / "file.yaml").write_text("scorers: {clip: {path: weights.pt}}\n")
+    assert load("file.yaml").scorers["clip"].path == str(folder / "weights.pt")
+    got = load(None, ["--scorers.clip.path", "https://judge:8000/v1"])
+    assert got.scorers["clip"].path == "https://judge:8000/v1"
+
+
+def test_null_takes_a_scorer_out(folder):
+    overrides = "--scorers.dino.weight 1 --scorers.pickscore null --perceptual.spaces [dino]"
+    got = load(None, overrides.split())
+    assert list(got.scorers) == ["dino"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("--learner.lrr 1", "learner.lrr: unknown; did you mean learner.lr?"),
+        ("--lr 1", "lr: unknown; did you mean learner.lr?"),
+        ("--lerner.lr 1", "lerner: unknown; did you mean learner?"),
+        (
+            "--scorers.pickscore.wieght 1",
+            "scorers.pickscore.wieght: unknown; did you mean scorers.pickscore.weight?",
+        ),
+        ("--qqq.zzz 1", "qqq: unknown; --help lists the keys"),
+        ("--learner.lr abc", "learner.lr: got 'abc', needs a number"),
+        ("--learner.lr true", "learner.lr: got True, needs a number"),
+        ("--learner.lr .nan", "learner.lr: got nan, needs a finite number"),
+        ("--learner.lr 0", "learner.lr: got 0, needs a number above 0"),
+        ("--run.steps 1.5", "run.steps: got 1.5, needs a whole number"),
+        ("--model.t5 maybe", "model.t5: got 'maybe', needs true or false"),
+        ("--sampling.kind ode", "sampling.kind: got 'ode', needs one of 'flow_sde' or 'cps'"),
+        ("--monitor.spaces dino", "monitor.spaces: got 'dino', needs a list such as [a, b]"),
+        ("--learner 3", "learner: got 3, needs keys of its own; it is a section"),
+        ("--run.name a/b", "run.name: got 'a/b', needs letters, digits, '_', '.' and '-' only"),
+        ("--learner.betas [.9]", "learner.betas.1: missing; the list needs more values"),
+        ("--run.seed", "--run.seed: has no value; give --run.seed VALUE"),
+        ("seven", "'seven': unexpected; overrides are --section.key value"),
+        ("--scorers.pickscore.weight 0", "scorers: none has a weight above 0; set one's weight"),
+        ("--model.path ./x", "model.path: no folder {here}/x; give a folder or a hub id such as"),
+        ("--data.prompts x.txt", "data.prompts: no file {here}/x.txt"),
+        ("--model.family sd9", "model.family: unknown 'sd9'; known are"),
+        (
+            "--method.name pecc",
+            "method.name: unknown 'pecc'; known are clip_cov, entropy_reg, flow_grpo, gardo,",
+        ),
+        (
+            "--method.name pec --method.stength 1",
+            "method.stength: pec has no such parameter; it has spaces, strength, relative,",
+        ),
+        ("--method.strength 1", "method.strength: flow_grpo has no such parameter; it has none"),
+        ("--method.name pec --method.strength 0", "method.strength: got 0, needs a number above 0"),
+        (
+            "--method.name pec --method.spaces [dino]",
+            "method.spaces: 'dino' is not among scorers (pickscore); add it there with weight 0",
+        ),
+        (
+            "--method.name clip_cov --method.fraction 1",
+            "method.fraction: got 1, needs a number below 1",
+        ),
+        (
+            "--method.name marginal_pec --method.strength auto --monitor.probe_every 0",
+            "method.strength auto measures on probes; set monitor.probe_every above 0",
+        ),
+        ("--scorers.pikscore.weight 1", "scorers: unknown 'pikscore'; known are"),
+        ("--scorers.base.weight 1", "scorers: unknown 'base'; known are"),
+        ("--scorers.detector.weight 1", "scorers: unknown 'detector'; known are"),
+        ("--model.family trained", "model.family: unknown 'trained'; known are"),
+        ("--method.name base", "method.name: unknown 'base'; known are"),
+        (
+            "--scorers.mine.kind pikscore",
+            "scorers.mine.kind: unknown 'pikscore'; known are clip, dino, geneval, pickscore",
+        ),
+        ("--scorers.mine.weight 1", "scorers: unknown 'mine'; known are"),
+        ("--model.path http://x/y", "model.path: http://x/y is a URL; give a folder or a hub id"),
+        ("--scorers.pickscore.path ./x", "scorers.pickscore.path: no folder {here}/x; give a"),
+    ],
+)
+def test_one_line_says_what_to_set(folder, overrides, message):
+    (found,) = problems(*overrides.split(" "))
+    assert found.startswith(message.format(here=folder))
+    assert "\n" not in found
+
+
+def test_indivisible_sizes_name_the_numbers(folder):
+    (found,) = problems("--data.groups_per_step", "47")
+    assert "47 x group_size 24 = 1128 images do not divide" in found
+    assert "set learner.micro_batch or groups_per_step" in found
+
+
+def test_every_problem_is_told_at_once(folder):
+    assert len(problems("--learner.lrr", "1", "--run.steps", "x", "--model.t5", "7")) == 3
+    crossed = problems("--data.prompts", "x", "--scorers.pickscore.weight", "0")
+    assert len(crossed) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner: {lr: 1, lr: 2}", "not YAML: line 1, column 18: key 'lr' is given twice"),
+        ("learner: [", "not YAML: line 1"),
+        ("7", "holds 7; needs sections such as `learner:`"),
+        ("base: none.yaml", "none.yaml: no such file or directory"),
+        ("base: loop.yaml", "loop.yaml: a base cannot have a base; take the `base:` line out"),
+    ],
+)
+def test_a_bad_file_is_one_line(folder, text, message):
+    (folder / "loop.yaml").write_text("base: other.yaml")
+    (folder / "file.yaml").write_text(text)
+    (found,) = problems(path="file.yaml")
+    assert message in found
+    assert "\n" not in found
+
+
+def test_paths_of_a_file_are_relative_to_it_and_those_of_the_command_line_to_here(folder):
+    there = folder.parent / "there"
+    (there / "model").mkdir(parents=True)
+    (there / "mine.txt").write_text(PROMPTS)
+    (folder / "mine.txt").write_text(PROMPTS)
+    (there / "file.yaml").write_text("data: {prompts: mine.txt}\nmodel: {path: ./model}\n")
+    got = load(there / "file.yaml")
+    assert got.data.prompts == str(there / "mine.txt")
+    assert got.model.path == str(there / "model")
+    got = load(there / "file.yaml", ["--data.prompts", "mine.txt"])
+    assert got.data.prompts == str(folder / "mine.txt")
+
+
+def test_an_empty_section_changes_nothing(folder):
+    (folder / "file.yaml").write_text("learner:\nruntime:\n  rollout:\n")
+    assert load("file.yaml") == load(None)
+
+
+def test_dump_loads_back_equal(folder, tmp_path):
+    (folder / "mine.txt").write_text(PROMPTS)
+    saved = load(None, ["--learner.lr", "1e-5", "--data.prompts", "mine.txt", "--run.name", "1e3"])
+    (tmp_path / "recipe.yaml").write_text(dump(saved))
+    assert load(tmp_path / "recipe.yaml") == saved
+
+
+def test_differences_leave_out_what_a_resumed_run_may_change(folder):
+    def tree(*overrides):
+        return load(None, overrides).model_dump(mode="json")
+
+    free = ("--run.steps", "7", "--runtime.rollout.workers", "3")
+    free += ("--scorers.pickscore.batch_size", "3")
+    assert differences(tree(), tree(*free)) == []
+    assert differences(tree(), tree(*free, "--learner.lr", "1")) == [
+        "learner.lr was 0.0003, is 1.0"
+    ]
+    assert "scorers.dino.weight was not there, is 1.0" in differences(
+        tree(), tree("--scorers.dino.weight", "1")
+    )
+
+
+def test_free_keys_exist():
+    keys = [generic(key) for key, _ in recipes.flatten(recipes.defaults())]
+    for free in recipes.FREE:
+        assert any(key == free or key.startswith(free + ".") for key in keys), free
+
+
+def test_dump_is_plain_yaml(folder):
+    assert yaml.safe_load(dump(load(None)))["learner"]["lr"] == 3e-4

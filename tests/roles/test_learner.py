@@ -1,0 +1,159 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from percent_ray.data import arrow
+from percent_ray.learn.engine import TorchEngine, check_stamp, write_stamp
+from percent_ray.roles.learner import Learner
+from tests.learn.fake import FakePolicy, draw_batch, fake_recipe
+
+
+def make_learner(recipe, seed=0):
+    policy = FakePolicy(seed)
+    return Learner(recipe, policy, TorchEngine(recipe.learner, policy)), policy
+
+
+def train(learner, policy, recipe, steps):
+    """On-policy batches; the metrics and checksums of each step."""
+    found = []
+    for step in steps:
+        batch = draw_batch(policy, recipe, step=step, version=step)
+        update = learner.update(batch)
+        found.append((update.version, update.metrics, learner.publish()[1]))
+    return found
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+@pytest.mark.parametrize("ema_decay", [0.9, 0.0])
+def test_invariant_8_save_load_continue_equals_the_straight_run_exactly(
+    tmp_path, ema_decay, renewed
+):
+    recipe = fake_recipe(
+        tmp_path,
+        learner={"ema_decay": ema_decay, "ema_every": 3},
+        objective={"kl": 0.3 * renewed, "reference_every": int(renewed)},
+    )
+    straight, policy = make_learner(recipe)
+    expected = train(straight, policy, recipe, range(4))
+    first, policy = make_learner(recipe)
+    train(first, policy, recipe, range(2))
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    first.save(folder)
+    resumed, policy = make_learner(recipe, seed=9)
+    # The frozen weights come from the model's own folder.
+    frozen = {k: v for k, v in FakePolicy().module.state_dict().items() if "adapter" not in k}
+    policy.module.load_state_dict(frozen, strict=False)
+    resumed.load(folder)
+    assert resumed.version == 2
+    assert resumed.publish()[1] == first.publish()[1]
+    assert train(resumed, policy, recipe, range(2, 4)) == expected[2:]
+    if ema_decay:
+        assert arrow.checksum(resumed._ema.weights) == arrow.checksum(straight._ema.weights)
+
+
+def test_published_weights_are_the_trained_ones_with_their_checksum(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    learner, policy = make_learner(recipe)
+    table, before = learner.publish()
+    [(version, _, after)] = train(learner, policy, recipe, [0])
+    assert (version, learner.version) == (1, 1)
+    assert after != before
+    table, checksum = learner.publish()
+    weights = arrow.unpack(table)
+    assert arrow.checksum(weights) == checksum == after
+    assert weights.keys() == policy.trainable().keys()
+    assert all(torch.equal(weights[k], v) for k, v in policy.trainable().items())
+    policy.module.first.adapter.weight.data.zero_()
+    assert arrow.checksum(arrow.unpack(table)) == checksum, "published weights are a copy"
+
+
+def test_users_get_the_ema_weights(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    learner, policy = make_learner(recipe)
+    train(learner, policy, recipe, [0])
+    (tmp_path / "on").mkdir()
+    learner.save(tmp_path / "on")
+    saved = load_file(tmp_path / "on" / "policy" / "weights.safetensors")
+    assert arrow.checksum(saved) == arrow.checksum(learner._ema.weights)
+    assert arrow.checksum(saved) != learner.publish()[1]
+
+    without = fake_recipe(tmp_path, learner={"ema_decay": 0})
+    learner, policy = make_learner(without)
+    train(learner, policy, without, [0])
+    (tmp_path / "off").mkdir()
+    learner.save(tmp_path / "off")
+    saved = load_file(tmp_path / "off" / "policy" / "weights.safetensors")
+    assert arrow.checksum(saved) == learner.publish()[1]
+
+
+def test_the_reference_is_renewed_by_count_or_by_kl(tmp_path):
+    recipe = fake_recipe(tmp_path, objective={"kl": 0.1, "reference_every": 2})
+    learner, policy = make_learner(recipe)
+    by_count = train(learner, policy, recipe, range(3))
+    assert [m["kl/reference_renewed"] for _, m, _ in by_count] == [0, 1, 0]
+    present = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    with learner._reference():
+        inside = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    assert any((present[k] != inside[k]).any() for k in present), "one version behind"
+    assert all(torch.equal(present[k], p) for k, p in policy.trainable().items())
+
+    recipe = fake_recipe(
+        tmp_path, objective={"kl": 0.1, "reference_kl": by_count[0][1]["kl/reference"] / 2}
+    )
+    learner, policy = make_learner(recipe)
+    assert train(learner, policy, recipe, [0])[0][1]["kl/reference_renewed"] == 1
+
+
+def test_the_update_is_timed(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    learner, policy = make_learner(recipe)
+    batch = draw_batch(policy, recipe)
+    span = learner.update(batch).span
+    assert (span.stage, span.worker) == ("update", "learner-0")
+    assert span.stop >= span.start
+
+
+def test_a_checkpoint_of_the_other_ema_setting(tmp_path):
+    learner, _ = make_learner(fake_recipe(tmp_path))
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    learner.save(folder)
+    other, _ = make_learner(fake_recipe(tmp_path, learner={"ema_decay": 0}))
+    with pytest.raises(ValueError, match=r"with the EMA on; set learner\.ema_decay above 0"):
+        other.load(folder)
+
+
+def test_a_checkpoint_of_another_group_says_what_to_set(tmp_path):
+    write_stamp(tmp_path, stage=2, world=4)
+    message = (
+        r"cannot be resumed by ZeRO stage 3 on 2 learner\(s\); set "
+        r"runtime.backend ray, runtime.learner.workers 4, learner.zero_stage 2$"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_stamp(tmp_path, stage=3, world=2)
+    write_stamp(tmp_path, stage=None, world=1)
+    with pytest.raises(ValueError, match=r"set runtime.backend local, runtime.learner.workers 1$"):
+        check_stamp(tmp_path, stage=0, world=1)
+    with pytest.raises(ValueError, match=r"engine\.json is missing"):
+        check_stamp(tmp_path / "nowhere", stage=None, world=1)
+
+
+def test_one_process_trains_float32_weights_only(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    half = FakePolicy(full=True, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"first\.weight is torch\.bfloat16; set model\.dtype"):
+        TorchEngine(recipe.learner, half)
+    full = FakePolicy(full=True)
+    learner = Learner(recipe, full, TorchEngine(recipe.learner, full))
+    [(_, metrics, _)] = train(learner, full, recipe, [0])
+    assert metrics["ratio/first_max_dev"] < 2e-6
+
+
+def test_a_gradient_that_is_not_finite_ends_the_update(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    learner, policy = make_learner(recipe)
+    batch = draw_batch(policy, recipe)
+    batch.rows[0].weights.advantage[:] = float("nan")
+    with pytest.raises(FloatingPointError, match="gradient norm is nan"):
+        learner.update(batch)

@@ -1,0 +1,143 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from percent_ray.data import arrow
+from percent_ray.recipe.tree import Perceptual, Recipe, Sampling, Scorer
+from percent_ray.roles.perception import PerceptionWorker, retried
+from percent_ray.types import Perception, Prompt, Span, Trajectory
+
+K, S = 4, 3
+STD = np.array([0.7, 0.5, 0.3], np.float32)
+
+
+class PixelDecoder:
+    """Latents [N, 3, h, w] as pixels, squashed to 0..1."""
+
+    def decode(self, latents):
+        return latents.float().sigmoid().mul(255).round().to(torch.uint8)
+
+    def describe(self):
+        return "pixels"
+
+
+class Brightness:
+    """Scores and encodes mean colours; its first `failures` scores go wrong."""
+
+    def __init__(self, failures: int = 0, wrong: float | None = None) -> None:
+        self.failures, self.wrong, self.calls = failures, wrong, 0
+
+    def describe(self):
+        return "brightness"
+
+    def encode(self, images):
+        return images.float().flatten(2).mean(2)
+
+    def score(self, images, prompts):
+        self.calls += 1
+        assert len(prompts) == len(images)
+        values = self.encode(images).mean(1)
+        if self.calls <= self.failures:
+            if self.wrong is None:
+                raise RuntimeError("out of\nmemory")
+            values[0] = self.wrong
+        return values
+
+
+def payload() -> object:
+    draws = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, 3, 4, 4, generator=draws)
+
+    return arrow.trajectory_table(
+        latents=noise(K, S + 1),
+        means=noise(K, S),
+        log_probs=torch.zeros(K, S),
+        final=noise(K),
+        steps=range(S),
+    )
+
+
+def perceive(scorers: dict, scored=(0, 1, 2), **settings) -> Perception:
+    recipe = Recipe(
+        scorers={name: settings.get(name, Scorer(weight=1.0)) for name in scorers},
+        sampling=Sampling(group_size=K),
+        perceptual=Perceptual(spaces=("pickscore",), batch_size=5),
+    )
+    worker = PerceptionWorker(recipe, worker="test", decoder=PixelDecoder(), scorers=scorers)
+    trajectory = Trajectory(
+        group_id=7,
+        prompt=Prompt("a cat"),
+        version=0,
+        steps=range(S),
+        std=STD,
+        entropy=STD,
+        scored=scored,
+        payload=payload(),
+        condition=None,
+        span=Span("sample", "test", 0, 1),
+    )
+    return worker.perceive(trajectory, pictures=True)
+
+
+def test_perceptual_log_prob_is_that_of_sample_and_mean_decoded():
+    seen = perceive({"pickscore": Brightness()}, scored=(0, 2))
+    table = payload()
+    decode, encode = PixelDecoder().decode, Brightness().encode
+    for column, step in enumerate((0, 2)):
+        features = [
+            encode(decode(arrow.column(table, name)[:, index]))
+            for name, index in (("latents", step + 1), ("means", step))
+        ]
+        ours, theirs = (f / f.norm(dim=1, keepdim=True) * math.sqrt(3) for f in features)
+        variance = float(STD[step]) ** 2
+        expected = (
+            -((ours - theirs) ** 2).mean(1) / (2 * variance)
+            - 0.5 * math.log(variance)
+            - 0.5 * math.log(2 * math.pi)
+        )
+        found = torch.tensor(seen.log_p_perc["pickscore"][:, column])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert seen.thumbnails is not None
+    assert seen.thumbnails.shape == (K, 3, 4, 4)
+
+
+def test_a_reward_that_fails_twice_is_tried_again():
+    scorer = Brightness(failures=2)
+    seen = perceive({"pickscore": scorer})
+    assert scorer.calls == 3
+    assert not seen.dropped
+    assert seen.rewards["pickscore"].shape == (K,)
+
+
+@pytest.mark.parametrize("wrong", [None, math.nan, math.inf])
+def test_a_required_reward_that_keeps_failing_drops_the_group(wrong):
+    seen = perceive({"pickscore": Brightness(failures=99, wrong=wrong)})
+    assert seen.dropped
+    assert "pickscore" not in seen.rewards, "a failed reward is never a number"
+    assert len(seen.failures) == 1
+    assert "\n" not in seen.failures[0]
+
+
+def test_an_optional_reward_that_fails_is_left_out_and_counted():
+    optional = Scorer(weight=1.0, required=False, retries=0)
+    broken = Brightness(failures=99)
+    seen = perceive({"pickscore": Brightness(), "clip": broken}, clip=optional)
+    assert not seen.dropped
+    assert broken.calls == 1
+    assert list(seen.rewards) == ["pickscore"]
+    assert seen.failures == ("clip: RuntimeError: out of",)
+
+
+def test_retried_raises_the_last_error():
+    calls = []
+
+    def score():
+        calls.append(1)
+        raise OSError(f"call {len(calls)}")
+
+    with pytest.raises(OSError, match="call 3"):
+        retried(score, retries=2)

@@ -1,0 +1,106 @@
+"""The mailbox: orders are carried out one by one, by every rank, also those nobody waits for."""
+
+import asyncio
+import contextlib
+import time
+
+import psutil
+import pytest
+
+from percent_ray.runtime import learner_group
+from percent_ray.runtime.learner_group import LearnerGroup, Mailbox, Order
+from tests.end_to_end import world as worlds
+
+
+async def rank(mailbox: Mailbox, number: int, carried: list[tuple[int, str]]) -> None:
+    """Carries out orders until `stop`, as a worker of the group does."""
+    count = 0
+    while True:
+        order = await mailbox.next(count)
+        if order is None:
+            continue
+        carried.append((number, order.kind))
+        await mailbox.answer(count, number, None, f"rank {number}, order {count}", None)
+        if order.kind == "stop":
+            return
+        count += 1
+
+
+def test_every_rank_carries_out_every_order_and_rank_0_answers():
+    async def scene() -> None:
+        mailbox, carried = Mailbox(2), []
+        ranks = [asyncio.create_task(rank(mailbox, i, carried)) for i in range(2)]
+        assert (await mailbox.order(0, Order("publish")))[1] == "rank 0, order 0"
+        assert (await mailbox.order(1, Order("save")))[1] == "rank 0, order 1"
+        await mailbox.order(2, Order("stop"))
+        await asyncio.gather(*ranks)
+        assert sorted(carried) == [
+            (i, kind) for i in range(2) for kind in ("publish", "save", "stop")
+        ]
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
+
+
+def test_an_order_that_nobody_waits_for_is_not_overwritten():
+    """The driver gave up on order 0 before any rank had fetched it, then said stop."""
+
+    async def scene() -> None:
+        mailbox, carried = Mailbox(2), []
+        given_up = asyncio.create_task(mailbox.order(0, Order("update")))
+        await asyncio.sleep(0)
+        stop = asyncio.create_task(mailbox.order(1, Order("stop")))
+        await asyncio.sleep(0)
+        await asyncio.gather(*(rank(mailbox, i, carried) for i in range(2)))
+        await stop
+        assert sorted(carried) == [(i, kind) for i in range(2) for kind in ("stop", "update")]
+        assert (await given_up)[1] == "rank 0, order 0"
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
+
+
+def test_a_rank_that_is_behind_is_told():
+    async def scene() -> None:
+        mailbox, carried = Mailbox(1), []
+        task = asyncio.create_task(rank(mailbox, 0, carried))
+        await mailbox.order(0, Order("publish"))
+        await mailbox.order(1, Order("publish"))
+        with pytest.raises(ValueError, match="order 0 is over, the group is at 1; this rank has"):
+            await mailbox.next(0)
+        await mailbox.order(2, Order("stop"))
+        await task
+
+    asyncio.run(asyncio.wait_for(scene(), 10))
+
+
+def test_waiting_for_an_order_takes_no_time_of_the_processor(monkeypatch):
+    monkeypatch.setattr(learner_group, "POLL_S", 0.2)
+    mailbox, before = Mailbox(1), time.process_time()
+    assert asyncio.run(mailbox.next(0)) is None
+    assert time.process_time() - before < 0.1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_that_gives_up_on_its_first_order_ends_at_once(world, tmp_path, ray_cluster):
+    """As a test that runs into its time limit does: the order is cancelled while the ranks still
+    load their models, then the group is closed. They must return, and not spin."""
+    recipe = worlds.recipe(world, tmp_path)
+
+    async def scene() -> float:
+        group = LearnerGroup(recipe, run_folder=tmp_path, resume=None)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(group.order("publish"), 0.5)
+        start = time.monotonic()
+        await group.close()
+        return time.monotonic() - start
+
+    assert asyncio.run(scene()) < 4 * learner_group.CLOSE_S
+    deadline = time.monotonic() + 200
+    while ranks() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not ranks(), "no rank is left that asks for orders"
+
+
+def ranks() -> list[int]:
+    commands = {p.pid: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
+    return [pid for pid, command in commands.items() if command.startswith("ray::RayTrainWorker")]

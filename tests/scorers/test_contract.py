@@ -1,0 +1,169 @@
+"""What every scorer is held to: whole weights at load, batches, and answers of the right form."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from percent_ray.recipe.discover import SCORERS
+from percent_ray.recipe.tree import Scorer as Settings
+from percent_ray.scorers.base import Checked, Report, load_scorer, try_out
+from percent_ray.types import Prompt
+
+CPU = torch.device("cpu")
+PROMPT = Prompt("a red cat")
+
+
+class Fake:
+    """Brightness, as a score, a feature and a report; counts the images of each call."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def score(self, images, prompts):
+        self.calls.append(len(images))
+        assert len(images) == len(prompts)
+        return images.float().mean((1, 2, 3))
+
+    def report(self, images, prompts):
+        return Report(self.score(images, prompts), "level", tuple(p.text for p in prompts))
+
+    def encode(self, images):
+        self.calls.append(len(images))
+        return images.float().mean((2, 3))
+
+    def describe(self):
+        return "brightness"
+
+
+def images(count: int) -> torch.Tensor:
+    source = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, 4, 4), dtype=torch.uint8, generator=source)
+
+
+def test_calls_are_cut_into_the_scorers_own_batches():
+    plain, fake = Fake(), Fake()
+    checked = Checked("mine", fake, batch_size=3)
+    prompts = [Prompt(str(i)) for i in range(8)]
+    assert torch.equal(checked.score(images(8), prompts), plain.score(images(8), prompts))
+    assert torch.equal(checked.encode(images(8)), plain.encode(images(8)))
+    assert fake.calls == [3, 3, 2, 3, 3, 2]
+    report = checked.report(images(8), prompts)
+    assert torch.equal(report.values, plain.score(images(8), prompts))
+    assert (report.unit, report.tasks) == ("level", tuple("01234567"))
+    with pytest.raises(ValueError, match="8 images but 2 prompts"):
+        checked.score(images(8), prompts[:2])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (torch.zeros(1), r"returned float32 \[1\], expected floats \[2\]"),
+        (torch.tensor(0.5), r"returned float32 \[\], expected floats \[2\]"),
+        (torch.zeros(2, 1), r"returned float32 \[2, 1\], expected floats \[2\]"),
+        (torch.zeros(2, dtype=torch.int64), r"returned int64 \[2\], expected floats \[2\]"),
+        ([0.1, 0.2], "returned list, expected a tensor"),
+        (0.5, "returned float, expected a tensor"),
+        (torch.tensor([0.1, float("nan")]), "gave a score that is not finite"),
+    ],
+)
+def test_an_answer_of_another_form_is_an_error_that_names_the_scorer(answer, message):
+    """One value for all images would otherwise be broadcast, and train to the end."""
+    fake = Fake()
+    fake.score = lambda images, prompts: answer
+    with pytest.raises(ValueError, match=rf"^scorers\.mine: tried on .* 'a red cat': {message}$"):
+        try_out(
+            Checked("mine", fake, batch_size=8), PROMPT, scores=True, encodes=False, size=(8, 8)
+        )
+
+
+def test_features_of_another_form_are_an_error_that_names_the_scorer():
+    fake = Fake()
+    fake.encode = lambda images: torch.zeros(len(images))
+    with pytest.raises(ValueError, match=r"scorers\.mine: features: returned float32 \[5\]"):
+        Checked("mine", fake, batch_size=8).encode(images(5))
+
+
+def test_a_scorer_is_tried_only_as_far_as_it_will_be_called():
+    fake = Fake()
+    try_out(Checked("mine", fake, batch_size=8), PROMPT, scores=False, encodes=False, size=(4, 4))
+    assert fake.calls == []
+    fake.score = lambda images, prompts: 1 / 0
+    with pytest.raises(ValueError, match=r"scorers\.mine: tried on .*: division by zero$"):
+        try_out(Checked("mine", fake, batch_size=8), PROMPT, scores=True, encodes=True, size=(4, 4))
+
+
+def test_two_scorers_of_one_kind(clip_folder):
+    one = load_scorer("judge", Settings(kind="clip", path=clip_folder), device=CPU)
+    two = load_scorer("clip", Settings(path=clip_folder), device=CPU)
+    prompts = [PROMPT] * 2
+    assert torch.equal(one.score(images(2), prompts), two.score(images(2), prompts))
+    assert one.describe().startswith(f"scorers.judge: CLIPModel of {clip_folder}, ")
+    assert one.describe().endswith(" weights, none missing")
+
+
+def damaged(folder: str, to: Path, *, drop: str = "", add: str = "", cut: str = "") -> str:
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    if drop:
+        del weights[drop]
+    if add:
+        weights[add] = torch.zeros(3)
+    if cut:
+        weights[cut] = weights[cut][:5].clone()
+    save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
+    return str(to)
+
+
+@pytest.mark.parametrize("kind", ["clip", "pickscore"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"drop": "visual_projection.weight"}, r"1 missing \(visual_projection\.weight\)"),
+        ({"add": "head.bias"}, r"1 unexpected \(head\.bias\)"),
+        (
+            {"cut": "visual_projection.weight"},
+            r"1 of another shape \(visual_projection\.weight \[5, 16\], needs \[16, 16\]\)",
+        ),
+    ],
+)
+def test_a_folder_without_all_of_its_weights_is_refused(
+    clip_folder, tmp_path, kind, damage, message
+):
+    folder = damaged(clip_folder, tmp_path / "damaged", **damage)
+    with pytest.raises(ValueError, match=rf"^scorers\.mine: weights of .* do not fit .*{message}"):
+        load_scorer("mine", Settings(kind=kind, path=folder), device=CPU)
+
+
+def test_a_dino_without_a_pooler_is_whole_and_without_a_layer_is_not(dino_folder, tmp_path):
+    bare = damaged(dino_folder, tmp_path / "bare", add="pooler.dense.bias")
+    assert load_scorer("dino", Settings(path=bare), device=CPU).encode(images(2)).shape == (2, 16)
+    broken = damaged(dino_folder, tmp_path / "broken", drop="layernorm.weight")
+    with pytest.raises(ValueError, match=r"1 missing \(layernorm\.weight\)"):
+        load_scorer("dino", Settings(path=broken), device=CPU)
+
+
+@pytest.mark.parametrize("kind", ["clip", "pickscore"])
+def test_a_folder_without_its_tokenizer_is_refused(clip_folder, tmp_path, kind):
+    """transformers makes an empty one, to which every word is the same."""
+    shutil.copytree(clip_folder, tmp_path / "mute")
+    for file in (tmp_path / "mute").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"^scorers\.mine: tokenizer of .*mute knows 2 tokens and"):
+        load_scorer("mine", Settings(kind=kind, path=str(tmp_path / "mute")), device=CPU)
+
+
+@pytest.mark.parametrize("kind", ["clip", "dino", "geneval", "pickscore"])
+@pytest.mark.parametrize(("path", "place"), [("weights.pt", "weights file"), ("http://x/y", "URL")])
+def test_what_a_kind_does_not_take_is_one_line(tmp_path, monkeypatch, kind, path, place):
+    (tmp_path / "weights.pt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    message = rf"^scorers\.mine: {path} is a {place}; give a folder or a hub id$"
+    with pytest.raises(ValueError, match=message):
+        load_scorer("mine", Settings(kind=kind, path=path), device=CPU)
+
+
+def test_every_kind_is_found_and_helpers_are_none():
+    assert SCORERS.names() == ["clip", "dino", "geneval", "pickscore"]
