@@ -57,6 +57,23 @@ def test_the_pure_folders_import_torch_and_nothing_heavier(folder):
         assert all(name.startswith(allowed) for name in own), (name_of(path), own)
 
 
+def loaded(code):
+    """Every module that a fresh process has after these lines, less those before `old`."""
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; old = set()\n{code}\nprint(*(set(sys.modules) - old))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    return set(run.stdout.split())
+
+
 @pytest.mark.parametrize("folder", ["flow", "objective"])
 def test_the_pure_folders_load_nothing_heavier_than_torch(folder):
     names = [
@@ -64,19 +81,15 @@ def test_the_pure_folders_load_nothing_heavier_than_torch(folder):
         for path in (PACKAGE / folder).rglob("*.py")
         if path.stem != "__init__"
     ]
-    code = f"import torch, sys; old = set(sys.modules); import {', '.join(names)}\n"
-    code += "print(*(set(sys.modules) - old))"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    loaded = set(run.stdout.split())
-    assert not top(loaded) & HEAVY
-    assert "percent_ray.recipe" not in loaded
+    found = loaded(f"import torch; old = set(sys.modules); import {', '.join(names)}")
+    assert not top(found) & HEAVY
+    assert "percent_ray.recipe" not in found
+
+
+def test_loading_a_recipe_loads_nothing_heavier_than_torch():
+    """torch: a method is a dataclass in the file that computes it."""
+    heavy = HEAVY - {"pydantic", "yaml", "rich"}
+    assert not top(loaded("import percent_ray.recipe.command_line")) & heavy
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """From measured numbers to the paper's averages, and along a training to a frontier.
 
-PAPER section 5. Pure numpy; a row is a method, a column is a metric.
+(arXiv 2605.12112, section 5). Pure numpy; a row is a method, a column is a metric.
 """
 
 from collections.abc import Sequence

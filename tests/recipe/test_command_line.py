@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -68,19 +65,3 @@ def test_help_teaches_every_key_within_100_columns(capsys):
         assert f"\n{name}: " in text
     assert "method.image_spaces             [dino]" in text
     assert "Share of the images that the KL holds" in text, "a method's docstrings"
-
-
-def test_loading_a_recipe_imports_nothing_heavy():
-    code = "import sys, percent_ray.recipe.command_line; print(*sys.modules)"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    # torch is there: a method's keys are its function's parameters.
-    assert not {"transformers", "ray", "mlflow", "matplotlib", "diffusers"} & set(
-        run.stdout.split()
-    )
