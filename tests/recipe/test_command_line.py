@@ -7,8 +7,6 @@ from percent_ray.recipe.errors import known_keys
 from percent_ray.recipe.load import dump, load
 from percent_ray.recipe.section import METHODS
 
-ROOT = Path(__file__).parents[2]
-
 
 def test_job_flags_are_taken_from_the_overrides(folder):
     (folder / "file.yaml").write_text("run: {steps: 3}\n")
