@@ -188,12 +188,14 @@ class Journal:
 
     def summary(self, last: Path | None) -> str:
         """The end of the run: what the probes say has changed, and where everything is."""
+        curves = self._tracker.folder / "curves.png"
         return summary(
             run_id=self._tracker.run_id,
             tracking_uri=self._tracker.uri,
             metrics_file=self._tracker.history.path,
             checkpoint=last,
             picture=self.pictures[-1] if self.pictures else None,
+            curves=curves if curves.is_file() else None,
             first=self._first,
             last=self._last,
         )

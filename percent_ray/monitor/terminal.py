@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 from percent_ray.monitor.metrics import (
     IMAGES_PER_S,
     PERCEPTUAL_ENTROPY,
+    POLICY_ENTROPY,
     REWARD,
     SHARED,
     STEP_S,
@@ -120,6 +121,7 @@ def summary(
     metrics_file: Path,
     checkpoint: Path | None,
     picture: Path | None,
+    curves: Path | None,
     first: Mapping[str, float],
     last: Mapping[str, float],
 ) -> str:
@@ -127,12 +129,13 @@ def summary(
     everything is."""
     lines = ["", "done"]
     for name in last:
-        if name in (REWARD, SHARED) or name.startswith((PERCEPTUAL_ENTROPY, VENDI)):
+        if name in (REWARD, POLICY_ENTROPY, SHARED) or name.startswith((PERCEPTUAL_ENTROPY, VENDI)):
             before = f"{first[name]:.4f}" if name in first else "-"
             lines.append(f"  {name:<34} {before} -> {last[name]:.4f}")
     places = {
         "checkpoint": checkpoint,
         "picture": picture,
+        "curves": curves,
         "metrics": metrics_file,
         "MLflow run": run_id or "none; MLflow did not answer",
         "MLflow UI": ui_command(tracking_uri),

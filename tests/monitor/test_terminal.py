@@ -70,12 +70,15 @@ def test_summary_says_what_changed_and_where_everything_is():
         metrics_file=Path("runs/a/metrics.jsonl"),
         checkpoint=Path("runs/a/checkpoints/16"),
         picture=None,
-        first=METRICS,
-        last=METRICS | {"reward/mean": 0.9, "movement/shared": 0.6},
+        curves=Path("runs/a/curves.png"),
+        first=METRICS | {"entropy/policy": 0.8243},
+        last=METRICS | {"reward/mean": 0.9, "entropy/policy": 0.8247, "movement/shared": 0.6},
     )
     assert "reward/mean                        0.8123 -> 0.9000" in text
     assert "diversity/vendi_dino" in text
     assert "movement/shared                    - -> 0.6000" in text
+    assert "entropy/policy                     0.8243 -> 0.8247" in text
+    assert "curves      runs/a/curves.png" in text
     assert "abc" in text
     assert "runs/a/checkpoints/16" in text
     assert "mlflow ui --backend-store-uri sqlite:////runs/mlflow.db" in text
