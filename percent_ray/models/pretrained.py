@@ -1,8 +1,13 @@
 """Published weights, read whole or refused: a frozen model with a missing weight would train, and
 be trained on, without a word."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from safetensors import SafetensorError
+
+from percent_ray.recipe.errors import first_line
 
 SHOWN = 3
 """Weights that an error names; it counts the rest."""
@@ -15,7 +20,7 @@ def load(kind: Any, folder: str, *, part: str, unused: Sequence[str] = (), **opt
     that the weight may be missing or be left over. Raises ValueError, in one line, where the folder
     cannot be read and where a weight is missing, unexpected or of another shape.
     """
-    try:
+    with _in_one_line(f"{part} of {folder}"):
         model, info = kind.from_pretrained(
             folder,
             use_safetensors=True,
@@ -23,16 +28,16 @@ def load(kind: Any, folder: str, *, part: str, unused: Sequence[str] = (), **opt
             ignore_mismatched_sizes=True,
             **options,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{part} of {folder}: {_first_line(error)}") from None
     shapes = {
         name: f"{name} {list(there)}, needs {list(here)}"
         for name, there, here in info["mismatched_keys"]
     }
+    # A buffer is computed, not learned. Older files have some, also under modules where a newer
+    # version no longer has them.
+    buffers = {_last(name) for name, _ in model.named_buffers()}
     problems = {
         "missing": set(info["missing_keys"]) - shapes.keys(),
-        # A buffer is computed, not learned; older files have some of them.
-        "unexpected": set(info["unexpected_keys"]) - {name for name, _ in model.named_buffers()},
+        "unexpected": {key for key in info["unexpected_keys"] if _last(key) not in buffers},
         "of another shape": shapes.values(),
     }
     wrong = [
@@ -54,10 +59,8 @@ def tokenizer(kind: Any, folder: str, *, part: str, vocabulary: int, **options: 
     Without its files transformers makes an empty one, which reads every word as the same token.
     Raises ValueError, in one line, where it cannot be read or knows far other tokens.
     """
-    try:
+    with _in_one_line(f"{part} of {folder}"):
         read = kind.from_pretrained(folder, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{part} of {folder}: {_first_line(error)}") from None
     # T5's tower has a few rows more than its tokenizer has tokens, to fill a multiple of 128.
     if not 0.9 * vocabulary <= len(read) <= vocabulary:
         raise ValueError(
@@ -65,6 +68,13 @@ def tokenizer(kind: Any, folder: str, *, part: str, vocabulary: int, **options: 
             "give a folder with the tokenizer's files"
         )
     return read
+
+
+def config(kind: Any, folder: str, *, part: str, **options: Any) -> Mapping[str, Any]:
+    """`kind.load_config(folder)` of a diffusers class. Raises ValueError, in one line, where that
+    cannot be read."""
+    with _in_one_line(f"{part} of {folder}"):
+        return kind.load_config(folder, **options)
 
 
 def count(parameters: Iterable[Any]) -> int:
@@ -78,5 +88,14 @@ def described(folder: str, model: Any) -> str:
     return f"{type(model).__name__} of {folder}, {parameters:,} weights, none missing"
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """What loaders raise for a file that is missing, cut short or no such file, as a ValueError."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{what}: {first_line(error)}") from None
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

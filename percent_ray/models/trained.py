@@ -54,13 +54,10 @@ class Trained:
         return self._scheduler.sigmas.to("cpu", torch.float32, copy=True)
 
     def _dynamic_shift(self) -> float:
-        """The pipelines' mu: a line through (base tokens, base shift) and (max, max)."""
-        from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3 as pipeline
-
+        """The pipelines' mu: a line through (base tokens, base shift) and (most, max shift)."""
         c = self._scheduler.config
-        return pipeline.calculate_shift(
-            self._tokens, c.base_image_seq_len, c.max_image_seq_len, c.base_shift, c.max_shift
-        )
+        slope = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
+        return c.base_shift + slope * (self._tokens - c.base_image_seq_len)
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside, `velocity` is that of the model before training.
@@ -170,26 +167,26 @@ def adapt(model: tree.Model, network: Any, *, seed: int, device: torch.device) -
 
 def scheduler(model: tree.Model) -> Any:
     """The flow-matching scheduler of `model.path`."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers import FlowMatchEulerDiscreteScheduler as Scheduler
 
-    return FlowMatchEulerDiscreteScheduler.from_pretrained(model.folder, subfolder="scheduler")
+    settings = pretrained.config(
+        Scheduler, model.folder, part="model.path: scheduler", subfolder="scheduler"
+    )
+    return Scheduler.from_config(settings)
 
 
 def index(model: tree.Model, pipeline: str) -> Mapping[str, Any]:
     """model_index.json of `model.path`. Raises ValueError where that is not a `pipeline`."""
     from diffusers import DiffusionPipeline
 
-    try:
-        read_index: Any = DiffusionPipeline.load_config(model.folder)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"model.path: {model.path} is no diffusers pipeline: {reason}") from None
-    if read_index["_class_name"] != pipeline:
+    found = pretrained.config(DiffusionPipeline, model.folder, part="model.path: pipeline")
+    kind = found.get("_class_name")
+    if kind != pipeline:
         raise ValueError(
-            f"model.path: {model.path} is a {read_index['_class_name']}, not a {pipeline}; "
+            f"model.path: {model.path} is of class {kind}, not {pipeline}; "
             "set model.path or model.family"
         )
-    return read_index
+    return found
 
 
 def latent_side(model: tree.Model, *, patch: int, largest: int) -> int:
@@ -200,7 +197,7 @@ def latent_side(model: tree.Model, *, patch: int, largest: int) -> int:
     """
     from diffusers import AutoencoderKL
 
-    vae: Any = AutoencoderKL.load_config(model.folder, subfolder="vae")
+    vae = pretrained.config(AutoencoderKL, model.folder, part="model.path: vae", subfolder="vae")
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     multiple = scale * patch
     if model.resolution % multiple or model.resolution > multiple * largest:

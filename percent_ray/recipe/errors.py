@@ -122,3 +122,11 @@ def _unknown(key: str, *, method: str | None) -> str:
         return f"{key}: unknown; --help lists the keys"
     name = key.split(".")[1] if asked.startswith("scorers.NAME.") else "NAME"
     return f"{key}: unknown; did you mean {close[0].replace('NAME', name)}?"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; of those whose words may be a mere key, the type too."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    if line and isinstance(error, ValueError | OSError):
+        return line
+    return f"{type(error).__name__}: {line}".removesuffix(": ")

@@ -17,6 +17,7 @@ from percent_ray.data import arrow
 from percent_ray.models.base import Decoder, best_device, family
 from percent_ray.objective.diversity import variance_per_dimension
 from percent_ray.objective.entropy import perceptual_log_prob, scale_features
+from percent_ray.recipe.errors import first_line
 from percent_ray.recipe.tree import Recipe
 from percent_ray.scorers.base import Checked, Scorer, load_scorer, try_out
 from percent_ray.types import Perception, Prompt, Span, Trajectory
@@ -114,7 +115,8 @@ class PerceptionWorker:
                     retries=settings.retries,
                 )
             except Exception as error:
-                failures.append(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
+                said = first_line(error).removeprefix(f"scorers.{name}: ")
+                failures.append(f"scorers.{name}: {said}")
                 dropped |= settings.required or name in self.recipe.of_method("judges")
         return rewards, failures, dropped or not rewards
 

@@ -10,7 +10,8 @@ file or a URL: the kind refuses what it does not take (`recipe.paths.locate`). E
 kind's own default.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from percent_ray.recipe import tree
 from percent_ray.recipe.discover import SCORERS
+from percent_ray.recipe.errors import first_line
 from percent_ray.types import Prompt
 
 GREY = 128
@@ -77,8 +79,9 @@ class Scorer(Protocol):
 class Checked:
     """A scorer under its name in the recipe: called in batches, and held to its contract.
 
-    Every call raises ValueError where the scorer's answer has another length, shape or dtype than
-    its images ask for: one value for all images must not be taken for the reward of each.
+    Every call raises ValueError that names the scorer, in one line, where the scorer fails and
+    where its answer has another length, shape or dtype than its images ask for: one value for all
+    images must not be taken for the reward of each.
     """
 
     def __init__(self, name: str, scorer: Scorer, *, batch_size: int) -> None:
@@ -90,34 +93,41 @@ class Checked:
         self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
     ) -> Float32[Tensor, " N"]:
         """As `Scorer.score`. Raises ValueError for another number of prompts, too."""
-        return torch.cat(
-            [
-                _checked(self._scorer.score(part, texts), len(part), dims=1)
-                for part, texts in self._batches(images, prompts)
-            ]
-        )
+        with self._named():
+            return torch.cat(
+                [
+                    _checked(self._scorer.score(part, texts), len(part), dims=1)
+                    for part, texts in self._batches(images, prompts)
+                ]
+            )
 
     def report(self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Report:
         """As `Scorer.report`."""
-        batches = self._batches(images, prompts)
-        parts = [(self._scorer.report(part, texts), len(part)) for part, texts in batches]
-        values = torch.cat([_checked(report.values, count, dims=1) for report, count in parts])
-        tasks = tuple(task for report, _ in parts for task in report.tasks or ())
-        return Report(values, parts[0][0].unit, tasks or None)
+        with self._named():
+            batches = self._batches(images, prompts)
+            parts = [(self._scorer.report(part, texts), len(part)) for part, texts in batches]
+            values = torch.cat([_checked(report.values, count, dims=1) for report, count in parts])
+            tasks = tuple(task for report, _ in parts for task in report.tasks or ())
+            if tasks and len(tasks) != len(values):
+                raise ValueError(f"reported {len(tasks)} tasks for {len(values)} images")
+            return Report(values, parts[0][0].unit, tasks or None)
 
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """As `Scorer.encode`."""
-        parts = images.split(self._batch_size)
-        features = [self._scorer.encode(part) for part in parts]
-        try:
-            checked = [_checked(f, len(p), dims=2) for f, p in zip(features, parts, strict=True)]
-        except ValueError as error:
-            raise ValueError(f"scorers.{self.name}: features: {error}") from None
-        return torch.cat(checked)
+        with self._named():
+            parts = images.split(self._batch_size)
+            return torch.cat([_checked(self._scorer.encode(p), len(p), dims=2) for p in parts])
 
     def describe(self) -> str:
         """As `Scorer.describe`, under the scorer's name."""
         return f"scorers.{self.name}: {self._scorer.describe()}"
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise ValueError(f"scorers.{self.name}: {first_line(error)}") from error
 
     def _batches(
         self, images: Tensor, prompts: Sequence[Prompt]
@@ -134,8 +144,8 @@ def load_scorer(name: str, settings: tree.Scorer, *, device: torch.device) -> Ch
     module = SCORERS.module(settings.kind or name, key=f"scorers.{name}.kind")
     try:
         scorer = module.load(settings.path, device=device)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"scorers.{name}: {_first_line(error)}") from error
+    except Exception as error:
+        raise ValueError(f"scorers.{name}: {first_line(error)}") from error
     return Checked(name, scorer, batch_size=settings.batch_size)
 
 
@@ -153,10 +163,10 @@ def try_out(
             raise ValueError("gave a score that is not finite")
         if encodes and not scorer.encode(grey).isfinite().all():
             raise ValueError("gave features that are not finite")
-    except Exception as error:
+    except ValueError as error:
+        said = str(error).removeprefix(f"scorers.{scorer.name}: ")
         raise ValueError(
-            f"scorers.{scorer.name}: tried on a grey picture for {prompt.text!r}: "
-            f"{_first_line(error)}"
+            f"scorers.{scorer.name}: tried on a grey picture for {prompt.text!r}: {said}"
         ) from error
 
 
@@ -171,7 +181,3 @@ def _checked(values: Tensor, images: int, *, dims: int) -> Tensor:
             f"floats {wanted}"
         )
     return values.float().cpu()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -56,7 +56,11 @@ class Mask2Former:
 
         self._processor: Any = AutoImageProcessor.from_pretrained(folder)
         model = pretrained.load(
-            Mask2FormerForUniversalSegmentation, folder, part="detector", dtype=torch.float32
+            Mask2FormerForUniversalSegmentation,
+            folder,
+            part="detector",
+            unused=("criterion.",),  # of the training loss
+            dtype=torch.float32,
         )
         self.description = pretrained.described(folder, model)
         self._model = model.requires_grad_(False).to(device)

@@ -242,6 +242,24 @@ def test_a_part_without_all_of_its_weights_is_refused(kind, where, tmp_path, par
         load(tmp_path / "model")
 
 
+@pytest.mark.parametrize("part", ["transformer", "text_encoder", "vae", "scheduler"])
+@pytest.mark.parametrize("damage", ["cut short", "gone"])
+def test_a_damaged_pipeline_is_one_line(kind, where, tmp_path, part, damage):
+    shutil.copytree(where, tmp_path / "model")
+    if damage == "gone":
+        shutil.rmtree(tmp_path / "model" / part)
+    elif part == "scheduler":
+        (tmp_path / "model" / part / "scheduler_config.json").write_text("{")
+    else:
+        [file] = (tmp_path / "model" / part).glob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:1000])
+    decoder = partial(family(kind.name).load_decoder, device=CPU)
+    load = (lambda folder: decoder(kind.settings(folder))) if part == "vae" else kind.policy
+    with pytest.raises(ValueError, match=rf"^model\.path: {part}.* of ") as caught:
+        load(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_part_without_its_tokenizer_is_refused(kind, where, tmp_path):
     shutil.copytree(where, tmp_path / "model")
     shutil.rmtree(tmp_path / "model" / "tokenizer")

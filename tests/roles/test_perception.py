@@ -129,7 +129,7 @@ def test_an_optional_reward_that_fails_is_left_out_and_counted():
     assert not seen.dropped
     assert broken.calls == 1
     assert list(seen.rewards) == ["pickscore"]
-    assert seen.failures == ("clip: RuntimeError: out of",)
+    assert seen.failures == ("scorers.clip: RuntimeError: out of",)
 
 
 def test_retried_raises_the_last_error():

@@ -82,8 +82,22 @@ def test_an_answer_of_another_form_is_an_error_that_names_the_scorer(answer, mes
 def test_features_of_another_form_are_an_error_that_names_the_scorer():
     fake = Fake()
     fake.encode = lambda images: torch.zeros(len(images))
-    with pytest.raises(ValueError, match=r"scorers\.mine: features: returned float32 \[5\]"):
+    with pytest.raises(
+        ValueError, match=r"scorers\.mine: returned float32 \[5\], expected floats \[5, D\]"
+    ):
         Checked("mine", fake, batch_size=8).encode(images(5))
+
+
+def test_a_report_whose_tasks_do_not_belong_to_its_images_is_an_error():
+    """In batches of 2 the second alone has tasks."""
+    fake = Fake()
+    fake.report = lambda part, prompts: Report(
+        torch.zeros(len(part)), "share", ("a",) * len(part) if part[0, 0, 0, 0] else None
+    )
+    grey = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    grey[2:] = 1
+    with pytest.raises(ValueError, match=r"^scorers\.mine: reported 2 tasks for 4 images$"):
+        Checked("mine", fake, batch_size=2).report(grey, [PROMPT] * 4)
 
 
 def test_a_scorer_is_tried_only_as_far_as_it_will_be_called():
@@ -91,7 +105,9 @@ def test_a_scorer_is_tried_only_as_far_as_it_will_be_called():
     try_out(Checked("mine", fake, batch_size=8), PROMPT, scores=False, encodes=False, size=(4, 4))
     assert fake.calls == []
     fake.score = lambda images, prompts: 1 / 0
-    with pytest.raises(ValueError, match=r"scorers\.mine: tried on .*: division by zero$"):
+    with pytest.raises(
+        ValueError, match=r"scorers\.mine: tried on .*: ZeroDivisionError: division by zero$"
+    ):
         try_out(Checked("mine", fake, batch_size=8), PROMPT, scores=True, encodes=True, size=(4, 4))
 
 
@@ -135,6 +151,14 @@ def test_a_folder_without_all_of_its_weights_is_refused(
     folder = damaged(clip_folder, tmp_path / "damaged", **damage)
     with pytest.raises(ValueError, match=rf"^scorers\.mine: weights of .* do not fit .*{message}"):
         load_scorer("mine", Settings(kind=kind, path=folder), device=CPU)
+
+
+def test_a_file_that_is_cut_short_is_one_line(clip_folder, tmp_path):
+    shutil.copytree(clip_folder, tmp_path / "short")
+    file = tmp_path / "short" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"^scorers\.clip: weights of .*short: SafetensorError: "):
+        load_scorer("clip", Settings(path=str(tmp_path / "short")), device=CPU)
 
 
 def test_a_dino_without_a_pooler_is_whole_and_without_a_layer_is_not(dino_folder, tmp_path):

@@ -1,10 +1,12 @@
 """GenEval as a scorer: on the embedded world's detector and on a random tiny Mask2Former."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from percent_ray.scorers import detector, geneval
 from percent_ray.types import Prompt
@@ -89,6 +91,22 @@ def mask2former(tmp_path_factory):
     size = {"height": 64, "width": 64}
     Mask2FormerImageProcessor(size=size, size_divisor=32).save_pretrained(folder)
     return str(folder)
+
+
+def test_a_mask2former_file_of_the_conversion_script_is_whole(mask2former, tmp_path):
+    """It has index buffers where an older Swin had them, and may lack the weight of the loss."""
+    shutil.copytree(mask2former, tmp_path / "published")
+    file = tmp_path / "published" / "model.safetensors"
+    weights = load_file(file)
+    del weights["criterion.empty_weight"]
+    block = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self"
+    weights[f"{block}.relative_position_index"] = torch.zeros(4, 4, dtype=torch.int64)
+    save_file(weights, file, metadata={"format": "pt"})
+    detector.Mask2Former(str(tmp_path / "published"), device=CPU)
+    weights["model.transformer_module.more.weight"] = torch.zeros(3)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"detector of .*: 1 unexpected \(model\.transformer_mod"):
+        detector.Mask2Former(str(tmp_path / "published"), device=CPU)
 
 
 def pictures(number):
