@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.evaluation.movement import movement
@@ -139,8 +140,8 @@ class Journal:
         self._tracker = tracker
         self._terminal = terminal
         self._spans: list[Sequence[Span]] = []
-        self._first = _first_probe(tracker.history.path)
-        """Of the run, also where this process has resumed it."""
+        self._first = _first_probe(tracker.folder)
+        """What the lines of probes are counted from, also where this process has resumed a run."""
         self._last: Mapping[str, float] = {}
 
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None:
@@ -154,7 +155,11 @@ class Journal:
         self, version: int, metrics: Mapping[str, float], pictures: Sequence[tuple[str, Any]]
     ) -> None:
         """Metrics of probes are logged at the version that drew them, under `probe/`."""
-        metrics = self._last = {**metrics, **self._moved(version, pictures)}
+        images = np.stack([images for _, images in pictures])
+        metrics = self._last = {
+            **metrics,
+            **self._moved(version, [text for text, _ in pictures], images),
+        }
         self._first = self._first or metrics
         self._terminal.say(probe_line(version, metrics, self._first))
         self._tracker.metrics(version, {f"{PROBE}{name}": v for name, v in metrics.items()})
@@ -163,18 +168,25 @@ class Journal:
         self._tracker.file(path, "pictures")
         self.pictures.append(path)
 
-    def _moved(self, version: int, pictures: Sequence[tuple[str, Any]]) -> dict[str, float]:
+    def _moved(
+        self, version: int, prompts: Sequence[str], images: UInt8[np.ndarray, "P K 3 h w"]
+    ) -> dict[str, float]:
         """Where the probe's pictures are, counted from those of the model before training, which
-        the run's folder keeps. A move that all pictures share is the first sign of a collapse."""
+        the run's folder keeps. A move that all pictures share is the first sign of a collapse.
+
+        A resumed run may have other probes: then this one is the first."""
         path = self._tracker.folder / "pictures" / FIRST
-        images = np.stack([images for _, images in pictures])
-        if version == 0:
-            path.parent.mkdir(exist_ok=True)
-            np.savez_compressed(path, images=images)
-        if not path.is_file():
+        if version and not path.is_file():
             return {}
-        with np.load(path) as file:
-            moved = movement(file["images"], images)
+        first = _arrays(path) if version else {}
+        if not first or [*first["prompts"]] != [*prompts] or first["images"].shape != images.shape:
+            if version:
+                self._terminal.say("probes have other prompts or sizes now; the next is the first")
+                self._first = {}
+            first = {"images": images, "prompts": np.array(prompts), "version": np.array(version)}
+            path.parent.mkdir(exist_ok=True)
+            np.savez_compressed(path, **first)
+        moved = movement(first["images"], images)
         return {f"movement/{name}": value for name, value in asdict(moved).items()}
 
     def draw(self) -> None:
@@ -201,10 +213,18 @@ class Journal:
         )
 
 
-def _first_probe(metrics_file: Path) -> Mapping[str, float]:
-    """The metrics of the first probe in a run's metrics file; empty where there is none."""
-    probes = (by_space(m, PROBE) for m in history.read(metrics_file).values())
-    return next((probe for probe in probes if probe), {})
+def _first_probe(folder: Path) -> Mapping[str, float]:
+    """The metrics of the probe whose pictures a run's folder keeps; empty where it has none."""
+    path = folder / "pictures" / FIRST
+    if not path.is_file():
+        return {}
+    version = int(_arrays(path)["version"])
+    return by_space(history.read(folder / history.FILE).get(version, {}), PROBE)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)
 
 
 def _new_folder(parent: Path, name: str) -> Path:

@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,29 +26,45 @@ class Tracker:
         assert path.is_file()
 
 
-def probe(folder: Path, version: int, pictures) -> dict[str, float]:
-    """The metrics of one probe, seen by a journal of its own, as after `--resume`."""
+def probe(folder: Path, version: int, pictures, reward=0.5) -> tuple[dict[str, float], str]:
+    """The metrics of one probe, seen by a journal of its own, as after `--resume`, and what it
+    says."""
     tracker = Tracker(folder)
-    console = Console(file=io.StringIO())
+    out = io.StringIO()
+    console = Console(file=out)
     Journal(tracker, Terminal(2, console=console)).probe(
-        version, {"reward/mean": 0.5}, [(str(i), images) for i, images in enumerate(pictures)]
+        version, {"reward/mean": reward}, [(str(i), images) for i, images in enumerate(pictures)]
     )
-    return tracker.found[version]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": version, "metrics": tracker.found[version]}) + "\n")
+    return tracker.found[version], out.getvalue()
 
 
 def test_a_probe_says_how_its_pictures_moved_since_the_first_one(tmp_path):
-    first = probe(tmp_path, 0, PICTURES)
+    first, _ = probe(tmp_path, 0, PICTURES)
     assert first == {
         "probe/reward/mean": 0.5,
         **{f"probe/movement/{name}": 0.0 for name in ("size", "shared", "of_prompt")},
     }
-    brighter = probe(tmp_path, 10, PICTURES + np.uint8(51))
+    brighter, said = probe(tmp_path, 10, PICTURES + np.uint8(51), reward=0.6)
+    assert "reward 0.5000 -> 0.6000" in said
     assert brighter["probe/movement/size"] == pytest.approx(0.2**2)
     assert brighter["probe/movement/shared"] == pytest.approx(1.0)
     only_one = PICTURES.copy()
     only_one[0, 0] += 51
-    assert probe(tmp_path, 20, only_one)["probe/movement/shared"] == pytest.approx(1 / 8)
+    assert probe(tmp_path, 20, only_one)[0]["probe/movement/shared"] == pytest.approx(1 / 8)
+
+
+def test_other_probes_than_before_begin_anew(tmp_path):
+    probe(tmp_path, 0, PICTURES)
+    metrics, said = probe(tmp_path, 10, PICTURES[:, :3], reward=0.7)
+    assert metrics["probe/movement/size"] == 0
+    assert "probes have other prompts or sizes now" in said
+    metrics, said = probe(tmp_path, 20, PICTURES[:, :3] + np.uint8(51), reward=0.8)
+    assert metrics["probe/movement/size"] == pytest.approx(0.2**2)
+    assert "reward 0.7000 -> 0.8000" in said
+    assert "other" not in said
 
 
 def test_a_run_without_its_first_pictures_says_nothing_of_movement(tmp_path):
-    assert probe(tmp_path, 10, PICTURES) == {"probe/reward/mean": 0.5}
+    assert probe(tmp_path, 10, PICTURES)[0] == {"probe/reward/mean": 0.5}

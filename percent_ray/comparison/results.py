@@ -124,7 +124,7 @@ def read(plan: Plan, table: str = "1") -> Results:
             folder = folder_of(plan.recipe(row, seed))
             if result := read_result(folder):
                 judged = {int(version): numbers for version, numbers in result["versions"].items()}
-                steps = history.read(folder / "metrics.jsonl")
+                steps = history.read(folder / history.FILE)
                 runs.setdefault(row, []).append(Run(row, seed, folder, {0: base} | judged, steps))
     used = {row: _trained_on(plan.recipe(row, comparison.seeds[0])) for row in runs}
     return Results(comparison, base, runs, used, untrained.get("strengths", ()))

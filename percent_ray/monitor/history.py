@@ -11,6 +11,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+FILE = "metrics.jsonl"
+"""In a run's folder."""
+
 
 class History:
     """Appends to a metrics file. A line is in the file when `append` returns."""

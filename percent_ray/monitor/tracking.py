@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
+from percent_ray.monitor import history
 from percent_ray.monitor.history import History
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Tracker:
         self.folder = run_folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.uri = tracking_uri or f"sqlite:///{self.folder.parent / 'mlflow.db'}"
-        self.history = History(self.folder / "metrics.jsonl")
+        self.history = History(self.folder / history.FILE)
         self._artifacts = None if tracking_uri else (self.folder.parent / "mlruns").as_uri()
         self._experiment = experiment
         self._run_name = run_name

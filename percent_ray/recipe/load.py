@@ -38,6 +38,12 @@ FREE = (
 """Keys (and sections) that a resumed run may change: they alter no number that is learned from, but
 for rounding and the age of the groups. The engine itself refuses another backend, ZeRO stage or
 number of learners."""
+STEERING = (
+    "data.probe_prompts",
+    "monitor.probe_every",
+    "monitor.probe_groups",
+)
+"""Those of them that are not free under `method.strength: auto`, which measures on probes."""
 
 
 class RecipeError(ValueError):
@@ -91,11 +97,12 @@ def dump(recipe: Recipe) -> str:
 def differences(then: Tree, now: Tree) -> list[str]:
     """One line for every key in which two dumped recipes train differently (all but `FREE`)."""
     before, after = dict(flatten(then)), dict(flatten(now))
+    steering = STEERING if after.get("method.strength") == "auto" else ()
     return [
         f"{key} was {before.get(key, 'not there')}, is {after.get(key, 'not there')}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
-        and not any(f"{generic(key)}.".startswith(f"{free}.") for free in FREE)
+        and (key in steering or not any(f"{generic(key)}.".startswith(f"{k}.") for k in FREE))
     ]
 
 

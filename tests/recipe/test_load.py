@@ -235,6 +235,19 @@ def test_differences_leave_out_what_a_resumed_run_may_change(folder):
     )
 
 
+def test_probes_are_not_free_where_they_steer(folder):
+    def tree(every, *overrides):
+        probes = ("--monitor.probe_every", str(every))
+        return load(None, (*overrides, *probes)).model_dump(mode="json")
+
+    assert differences(tree(4), tree(40)) == []
+    auto = (
+        *("--scorers.dino.weight", "0", "--method.name", "marginal_pec"),
+        *("--method.strength", "auto", "--method.image_spaces", "[dino]"),
+    )
+    assert differences(tree(4, *auto), tree(40, *auto)) == ["monitor.probe_every was 4, is 40"]
+
+
 def test_free_keys_exist():
     keys = [generic(key) for key, _ in recipes.flatten(recipes.defaults())]
     for free in recipes.FREE:
