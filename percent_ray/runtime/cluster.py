@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +17,6 @@ from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.runtime import placement
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.types import Perception, Prompt, ShapedBatch, Trajectory, Update
-
-
-def connect() -> None:
-    """Join the cluster of RAY_ADDRESS (set inside a Ray job), or start one on this machine."""
-    if not ray.is_initialized():
-        # A cluster for one run needs no dashboard, which takes longer to start than the rest of it.
-        dashboard = None if "RAY_ADDRESS" in os.environ else False
-        # Workers' output stays in their log files: what matters of it comes back as an error.
-        ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
 
 
 class RolloutActor(RolloutWorker):
@@ -132,7 +121,7 @@ class Cluster:
         Raises ValueError, in one line, where the cluster is too small, a model's folder is bad or a
         scorer broken.
         """
-        connect()
+        placement.connect()
         placement.check(recipe, ray.cluster_resources())
         cluster = cls(recipe, run_folder=run_folder, resume=resume)
         try:

@@ -1,10 +1,31 @@
-"""What a recipe asks of the cluster, held against what the cluster has."""
+"""The cluster: how it is joined, and what a recipe asks of it held against what it has."""
 
+import logging
+import os
 from collections.abc import Mapping
+from typing import Any
+
+import ray
 
 from percent_ray.recipe.tree import Recipe, Role
 
 GIB = 1024**3
+
+
+def connect(*, cpus: int | None = None) -> bool:
+    """Join the cluster of RAY_ADDRESS (set inside a Ray job), or start one on this machine, with
+    the machine's cores or `cpus`. Returns whether it did; False where this process has one."""
+    if ray.is_initialized():
+        return False
+    own: dict[str, Any] = {
+        "address": "local",  # not one that happens to run on this machine
+        "num_cpus": cpus,
+        "include_dashboard": False,  # takes longer to start than the rest of the cluster
+    }
+    joined = "RAY_ADDRESS" in os.environ
+    # Workers' output stays in their log files: what matters of it comes back as an error.
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if joined else own))
+    return True
 
 
 def options(role: Role) -> dict[str, float]:
