@@ -86,6 +86,11 @@ def train(chosen: "Plan") -> list[str]:
 
     jobs = runs.unfinished(chosen)
     comparison = chosen.comparison
+    if anew := [job.folder.name for job in jobs if job.anew]:
+        print(
+            f"{len(anew)} runs in {comparison.runs} are of another recipe ({', '.join(anew)}): "
+            "each is kept beside as NAME.before-1 and trained anew"
+        )
     failed: list[str] = []
     columns = [TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
     with Progress(*columns, TextColumn("ETA {task.fields[eta]}")) as bar:

@@ -1,4 +1,4 @@
-"""The whole method in one file: plain torch on the package's own functions, no Ray, no recipe.
+"""The whole method in one file, in plain torch on the package's own functions: no Ray, no recipe file.
 
     python jobs/loop_by_hand.py [STEPS]
 
@@ -37,7 +37,7 @@ def main(steps: int) -> list[dict[str, float]]:
     policy = sd3.load_policy(MODEL, seed=SEED, device=CPU, text=True)
     decoder = sd3.load_decoder(MODEL, device=CPU)
     judge = pickscore.load("shapes/pickscore", device=CPU)
-    eye = dino.load("shapes/dino", device=CPU)
+    watched = dino.load("shapes/dino", device=CPU)
     optimizer = torch.optim.AdamW(policy.trainable().values(), lr=2e-3, weight_decay=1e-4)
     stream = PromptStream(read_prompts(locate_prompts("shapes/train.jsonl")), SEED)
     state: strength.State = {}
@@ -48,7 +48,7 @@ def main(steps: int) -> list[dict[str, float]]:
         paths = [sample(policy, c, step * G + g) for g, c in enumerate(conditions)]
         images = [decoder.decode(path.final) for path in paths]
         scores = [judge.score(images[g], [prompts[g]] * K) for g in range(G)]
-        features = torch.stack([eye.encode(group) for group in images])
+        features = torch.stack([watched.encode(group) for group in images])
         log_p_perc = torch.stack([perceive(decoder, judge, path) for path in paths])
         log_prob = torch.stack([path.log_probs.T for path in paths])
         advantages, state = shape(torch.stack(scores), features, state)
@@ -73,11 +73,11 @@ def sample(policy: sd3.StableDiffusion3, condition: dict[str, Tensor], group: in
     return sampler.rollout(velocity, draw(noise.INITIAL), policy.sigmas(T), **options, **SDE)
 
 
-def perceive(decoder: Decoder, eye: pickscore.PickScore, path: sampler.Path) -> Tensor:
+def perceive(decoder: Decoder, judge: pickscore.PickScore, path: sampler.Path) -> Tensor:
     """log p_perc [K, S]: decode what was drawn and the mean that it was drawn around, encode both,
     score the one under a Gaussian around the other."""
     pairs = torch.stack([path.latents[1:], path.means]).transpose(1, 2)  # [2, K, S, C, H, W]
-    features = eye.encode(decoder.decode(pairs.flatten(0, 2)))
+    features = judge.encode(decoder.decode(pairs.flatten(0, 2)))
     drawn, means = entropy.scale_features(features, "rms").unflatten(0, (2, K, S))
     return entropy.perceptual_log_prob(drawn, means, path.std)
 

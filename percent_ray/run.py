@@ -183,9 +183,9 @@ class Journal:
             if version:
                 self._terminal.say("probes have other prompts or sizes now; the next is the first")
                 self._first = {}
-            first = {"images": images, "prompts": np.array(prompts), "version": np.array(version)}
             path.parent.mkdir(exist_ok=True)
-            np.savez_compressed(path, **first)
+            np.savez_compressed(path, images=images, prompts=[*prompts], version=version)
+            first = {"images": images}
         moved = movement(first["images"], images)
         return {f"movement/{name}": value for name, value in asdict(moved).items()}
 

@@ -130,7 +130,7 @@ def figure_4(results: Results, path: Path) -> bool:
 
 
 def figure_5(results: Results, path: Path) -> bool:
-    """The law R = -a exp(H) + b over Flow-GRPO's training, by space (docs/method.md)."""
+    """The law R = -a exp(H) + b over Flow-GRPO's training, by space (docs/method.md, "The law")."""
     import torch
 
     runs = _reference(results)
@@ -166,7 +166,7 @@ def figure_6(results: Results, path: Path) -> bool:
         return False
     colours = _colours(results)
     panels: dict[str, list[Band]] = {}
-    for column in (results.reward, "vendi/dino", "vendi/clip"):
+    for column in (results.reward, *(f"vendi/{space}" for space in results.others)):
         for name in names:
             style = {"color": colours[name], "marker": "o", "ms": 3}
             mean = _mean([run.judged(column) for run in results.runs[name]])
@@ -179,8 +179,10 @@ def figure_7(results: Results, path: Path) -> bool:
     panels = {
         "reward, probes": _along_all(results, f"{PROBE}{metrics.REWARD}"),
         "reward std in the group, probes": _along_all(results, f"{PROBE}reward/std_in_group"),
-        "Vendi in the group (dino), probes": _along_all(results, f"{PROBE}{metrics.VENDI}dino"),
     }
+    for space in results.others:
+        metric = f"{PROBE}{metrics.VENDI}{space}"
+        panels[f"Vendi in the group ({space}), probes"] = _along_all(results, metric)
     return _panels(path, panels, one_legend=True)
 
 

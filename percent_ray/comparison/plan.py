@@ -134,6 +134,9 @@ def load(
         comparison = comparison.model_copy(update=changes)
     plan = Plan(comparison, base, overrides)
     recipes_of = {row: plan.recipe(row, comparison.seeds[0]) for row in comparison.rows}
+    for row, recipe in recipes_of.items():
+        if unknown := comparison.evaluation.unknown(recipe):
+            raise RecipeError([f"{path}: row {row}: {unknown}"])
     problem = _no_frontier(comparison, recipes_of)
     if problem:
         raise RecipeError([f"{path}: {problem}"])

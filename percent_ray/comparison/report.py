@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from percent_ray.comparison import figures
 from percent_ray.comparison.results import Results
-from percent_ray.comparison.tables import GAIN, THERE, Line, Tables, spread
+from percent_ray.comparison.tables import GAIN, STOPPED, THERE, Line, Tables, spread
 from percent_ray.evaluation.aggregate import mean_and_std
 from percent_ray.monitor.tracking import Tracker
 
@@ -54,7 +54,12 @@ def _page(results: Results, tables: Tables, drawn: Mapping[str, Path], command: 
     }
     template = environment.get_template("page.html.jinja")
     return template.render(
-        results=results, tables=tables, fits=fits, figures=drawn, command=command
+        results=results,
+        tables=tables,
+        fits=fits,
+        figures=drawn,
+        command=command,
+        stopped=STOPPED,
     )
 
 

@@ -65,6 +65,8 @@ class Results:
     """By row, in the rows' order; rows without a finished run are left out."""
     trained_on: Mapping[str, frozenset[str]]
     """By row, the scorers whose spaces its reward or its method has used."""
+    units: Mapping[str, str]
+    """Of the quality columns."""
     selection: Sequence[Mapping[str, float]]
     """Metrics of the base model's own pictures, chosen by the reward ever more strictly, the first
     not at all; empty where that was not asked for."""
@@ -91,9 +93,13 @@ class Results:
     @property
     def diversity(self) -> list[str]:
         """Variances of the encoders that are not the reward's, and Vendi in every space."""
-        encoders = self.comparison.evaluation.encoders
-        reward = self.comparison.evaluation.judges[0]
-        return [f"variance/{name}" for name in encoders if name != reward] + self.vendi
+        return [f"variance/{name}" for name in self.others] + self.vendi
+
+    @property
+    def others(self) -> list[str]:
+        """The encoders that are not the reward's."""
+        protocol = self.comparison.evaluation
+        return [name for name in protocol.encoders if name != protocol.judges[0]]
 
     @property
     def vendi(self) -> list[str]:
@@ -127,7 +133,8 @@ def read(plan: Plan, table: str = "1") -> Results:
                 steps = history.read(folder / history.FILE)
                 runs.setdefault(row, []).append(Run(row, seed, folder, {0: base} | judged, steps))
     used = {row: _trained_on(plan.recipe(row, comparison.seeds[0])) for row in runs}
-    return Results(comparison, base, runs, used, untrained.get("strengths", ()))
+    units = {f"quality/{name}": unit for name, unit in untrained.get("units", {}).items()}
+    return Results(comparison, base, runs, used, units, untrained.get("strengths", ()))
 
 
 def read_result(folder: Path) -> dict[str, Any]:

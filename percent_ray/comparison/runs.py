@@ -3,6 +3,7 @@ again, what was interrupted goes on from its last checkpoint. The comparison's f
 every machine of the cluster sees."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import yaml
 from ray.exceptions import RayError
 
 from percent_ray.comparison.plan import BASE, Comparison, Plan
@@ -40,6 +42,8 @@ class Job:
     folder: Path
     """Of its results; its output goes to a log of the same name beside it."""
     work: Callable[[], None]
+    anew: bool = False
+    """Its folder has a run of another recipe, which is kept beside."""
 
 
 def unfinished(plan: Plan) -> list[Job]:
@@ -54,7 +58,8 @@ def unfinished(plan: Plan) -> list[Job]:
             recipe = plan.recipe(row, seed)
             if not is_finished(recipe, comparison.evaluation):
                 work = partial(_train_and_judge, recipe, comparison.evaluation)
-                jobs.append(Job(row, seed, folder_of(recipe), work))
+                anew = is_of_another_recipe(recipe)
+                jobs.append(Job(row, seed, folder_of(recipe), work, anew))
     return jobs
 
 
@@ -142,12 +147,25 @@ def is_finished(recipe: Recipe, protocol: Protocol) -> bool:
     return max(map(int, read_result(folder)["versions"])) == recipe.run.steps
 
 
+def is_of_another_recipe(recipe: Recipe) -> bool:
+    """Whether the run's folder has checkpoints of a run that another recipe has trained."""
+    return checkpoint.latest(folder_of(recipe)) is not None and not _same(recipe)
+
+
+def _move_aside(folder: Path) -> None:
+    """Keep a run as NAME.before-1, -2 ...; its checkpoints may have taken days."""
+    aside = (folder.with_name(f"{folder.name}.before-{n}") for n in itertools.count(1))
+    kept = next(path for path in aside if not path.exists())
+    folder.rename(kept)
+    print(f"{folder} is a run of another recipe; kept as {kept}")
+
+
 def _same(recipe: Recipe) -> bool:
     """Whether the run in the recipe's folder was made with this recipe."""
     path = folder_of(recipe) / RECIPE_FILE
     if not path.is_file():
         return False
-    before = recipes.load(path).model_dump(mode="json")
+    before = yaml.load(path.read_text(), recipes.Loader)  # maybe an older version's
     return not recipes.differences(before, recipe.model_dump(mode="json"))
 
 
@@ -156,7 +174,9 @@ def _train_and_judge(recipe: Recipe, protocol: Protocol) -> None:
     from percent_ray import run
 
     folder = folder_of(recipe)
-    last = checkpoint.latest(folder) if _same(recipe) else None
+    if is_of_another_recipe(recipe):
+        _move_aside(folder)
+    last = checkpoint.latest(folder)
     if last is None:
         shutil.rmtree(folder, ignore_errors=True)
         run.train(recipe)
@@ -168,6 +188,7 @@ def _train_and_judge(recipe: Recipe, protocol: Protocol) -> None:
             f"stopped at step {max(made)} of {recipe.run.steps}; run the comparison again"
         )
     judge = Judge(recipe, protocol)
+    print("\n".join(judge.loaded))
     versions: dict[int, Mapping[str, float]] = {}
     for version, path in made.items():
         versions[version], images = judge(path / "policy")
@@ -178,10 +199,12 @@ def _judge_base(recipe: Recipe, comparison: Comparison) -> None:
     """Judge the model before training, and what choosing among its own pictures is worth."""
     protocol, pool = comparison.evaluation, comparison.pool
     judge = Judge(recipe, protocol)
+    print("\n".join(judge.loaded))
     numbers, images = judge(None)
     strengths = judge.select(pool) if pool else []
     folder = comparison.runs / BASE
-    _write(folder, images, protocol, versions={0: numbers}, pool=pool, strengths=strengths)
+    results = {"versions": {0: numbers}, "units": judge.units, "strengths": strengths}
+    _write(folder, images, protocol, pool=pool, **results)
 
 
 def _made_under(protocol: Protocol, folder: Path, **settings: int) -> bool:

@@ -62,10 +62,13 @@ def table_1(results: Results) -> list[Line]:
 
 
 def table_s1(results: Results) -> list[Line]:
-    """The paper's table S1: GenEval's tasks at the last checkpoint, the base model first."""
-    tasks = [name for name in results.base if name.startswith("geneval/")]
-    columns = ["quality/geneval", *tasks, "quality/pickscore", "vendi/dino", "vendi/clip"]
-    return _last(results, [column for column in columns if column in results.base])
+    """The paper's table S1: the tasks of the judges that have any, as GenEval's, at the last
+    checkpoint, the base model first."""
+    judged: list[str] = []
+    for judge in results.comparison.evaluation.judges:
+        if tasks := [name for name in results.base if name.startswith(f"{judge}/")]:
+            judged += [f"quality/{judge}", *tasks]
+    return _last(results, list(dict.fromkeys((*judged, *results.quality, *results.vendi))))
 
 
 def level(results: Results, share: float) -> float:

@@ -35,16 +35,33 @@ class Protocol(Section):
     encoders: tuple[str, ...] = ("clip", "dino", "pickscore")
     """Scorers whose spaces fill the diversity columns, beside the VAE's."""
 
+    def unknown(self, recipe: tree.Recipe) -> str | None:
+        """What is wrong, in one line, where a judge or encoder is no scorer of a recipe."""
+        missing = {*self.judges, *self.encoders} - recipe.scorers.keys()
+        if not missing:
+            return None
+        return (
+            f"evaluation: {', '.join(sorted(missing))} not among scorers "
+            f"({', '.join(recipe.scorers)}); add it there with weight 0"
+        )
+
 
 class Judge:
-    """Measures a policy's pictures under one protocol; loads every frozen model once. A judge or
-    encoder that is not among the recipe's scorers is the kind of that name, at its default path."""
+    """Measures a policy's pictures under one protocol; loads every frozen model once.
+
+    Judges and encoders are scorers of the recipe: raises ValueError for one that is not.
+    """
 
     def __init__(self, recipe: tree.Recipe, protocol: Protocol) -> None:
         device = best_device()
+        if problem := protocol.unknown(recipe):
+            raise ValueError(problem)
         names = dict.fromkeys((*protocol.judges, *protocol.encoders))
-        settings = {name: recipe.scorers.get(name, tree.Scorer()) for name in names}
-        self._scorers = {name: load_scorer(name, s, device=device) for name, s in settings.items()}
+        self._scorers = {
+            name: load_scorer(name, recipe.scorers[name], device=device) for name in names
+        }
+        self.units: dict[str, str] = {}
+        """Of every judge's values, once it has judged."""
         models = family(recipe.model.family)
         self._policy = models.load_policy(
             recipe.model, seed=recipe.run.seed, device=device, text=True
@@ -53,6 +70,8 @@ class Judge:
         self._prompts = read_prompts(locate_prompts(protocol.prompts))
         self._batch_size = recipe.sampling.batch_size
         self._protocol = protocol
+        self.loaded = [m.describe() for m in (self._policy, self._decoder, *self._scorers.values())]
+        """What was loaded, a line each."""
 
     def __call__(
         self, policy: Path | None
@@ -83,8 +102,10 @@ class Judge:
         )
 
     def _judged(self, made: Iterable[Pictures]) -> Iterator[Judged]:
-        return judge_pictures(
+        for judged in judge_pictures(
             made,
             judges={name: self._scorers[name] for name in self._protocol.judges},
             encoders={name: self._scorers[name] for name in self._protocol.encoders},
-        )
+        ):
+            self.units |= {name: report.unit for name, report in judged.reports.items()}
+            yield judged

@@ -1,7 +1,7 @@
 """Published weights, read whole or refused: a frozen model with a missing weight would train, and
 be trained on, without a word."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,11 +70,11 @@ def tokenizer(kind: Any, folder: str, *, part: str, vocabulary: int, **options: 
     return read
 
 
-def config(kind: Any, folder: str, *, part: str, **options: Any) -> Mapping[str, Any]:
+def config(kind: Any, folder: str, *, part: str, **options: Any) -> dict[str, Any]:
     """`kind.load_config(folder)` of a diffusers class. Raises ValueError, in one line, where that
     cannot be read."""
     with _in_one_line(f"{part} of {folder}"):
-        return kind.load_config(folder, **options)
+        return dict(kind.load_config(folder, **options))
 
 
 def count(parameters: Iterable[Any]) -> int:

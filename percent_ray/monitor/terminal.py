@@ -37,7 +37,6 @@ class Terminal:
             Progress,
             TextColumn,
             TimeElapsedColumn,
-            TimeRemainingColumn,
         )
 
         self.console = console or Console(highlight=False, soft_wrap=True)
@@ -49,12 +48,11 @@ class Terminal:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            TextColumn("ETA {task.fields[left]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=steps, completed=first)
+        self._task = self._bar.add_task("", total=steps, completed=first, left="-")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -75,16 +73,15 @@ class Terminal:
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """The line of one finished step; `step` counts from 0. The time left is counted from the
         first finished step on: start-up and the loading of models say nothing of the rest."""
-        done, now = step + 1, time.monotonic()
-        self._bar.update(self._task, completed=done)
-        line = f"step {done:>{len(str(self._steps))}}/{self._steps}  {headline(metrics)}"
+        done, now, left = step + 1, time.monotonic(), ""
         if self._first is None:
             self._first = done, now
-        elif not self.console.is_terminal:
+        else:
             before, start = self._first
-            rate = (now - start) / (done - before)
-            line += f"  ETA {_clock(rate * (self._steps - done))}"
-        self.say(line)
+            left = _clock((now - start) / (done - before) * (self._steps - done))
+        self._bar.update(self._task, completed=done, left=left or "-")
+        line = f"step {done:>{len(str(self._steps))}}/{self._steps}  {headline(metrics)}"
+        self.say(f"{line}  ETA {left}" if left and not self.console.is_terminal else line)
 
 
 def headline(metrics: Mapping[str, float]) -> str:

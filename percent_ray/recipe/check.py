@@ -1,5 +1,6 @@
 """What has to fit together in a recipe, beyond the bounds of each key."""
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,9 @@ from percent_ray.recipe.paths import DIFFUSERS, EVERY, locate, locate_prompts
 
 if TYPE_CHECKING:
     from percent_ray.recipe.tree import Recipe
+
+MEASURED = ("latent", "pixel", "vae")
+"""Spaces that are measured beside those of the scorers, under names of their own."""
 
 
 def problems(recipe: "Recipe") -> Iterator[str]:
@@ -19,6 +23,12 @@ def problems(recipe: "Recipe") -> Iterator[str]:
 def _modules(recipe: "Recipe") -> Iterator[str]:
     asked = [(FAMILIES, recipe.model.family, "model.family")]
     for name, scorer in recipe.scorers.items():
+        if not re.fullmatch(r"[\w-]+", name, re.ASCII) or name in MEASURED:
+            yield (
+                f"scorers: {name!r} can be no name; give letters, digits, '_' and '-', and none of "
+                f"{', '.join(MEASURED)}, which are spaces of their own"
+            )
+            continue
         key = f"scorers.{name}.kind" if scorer.kind else "scorers"
         asked.append((SCORERS, recipe.kind_of(name), key))
     for room, module, key in asked:

@@ -155,7 +155,8 @@ class Learner(Section):
     max_grad_norm: NonNegative = 1.0
     """Gradient norm clip; 0 is off."""
     updates: PositiveInt = 2
-    """Optimizer steps a learner step, each on its share of the images; the first is on policy."""
+    """Optimizer steps a learner step, each on its share of the images; the first is on policy
+    where `runtime.max_staleness` is 0."""
     micro_batch: PositiveInt = 8
     """Images in one forward and backward pass."""
     zero_stage: Literal[0, 1, 2, 3] = 1

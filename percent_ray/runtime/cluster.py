@@ -1,7 +1,6 @@
 """The three roles as Ray actors. The driver passes references on and never fetches a payload."""
 
 import asyncio
-import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +127,8 @@ class Cluster:
             tried = cluster.perception.call("try_out", first)
             cluster.loaded, _ = await asyncio.gather(cluster._ready(), tried)
         except BaseException:
-            await cluster.close()
+            cluster.learner.abandon()  # nothing to finish, and maybe minutes from its first order
+            cluster._kill()
             raise
         return cluster
 
@@ -178,8 +178,10 @@ class Cluster:
         return {"rollout": self.rollout.waiting, "perception": self.perception.waiting}
 
     async def close(self) -> None:
-        """End every actor."""
-        with contextlib.suppress(Exception):  # a group that has died cannot be told to stop
-            await self.learner.close()
+        """End every actor, the learner's after what it was ordered."""
+        await self.learner.close()
+        self._kill()
+
+    def _kill(self) -> None:
         self.rollout.close()
         self.perception.close()

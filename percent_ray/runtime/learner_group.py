@@ -236,8 +236,15 @@ class LearnerGroup:
     async def close(self) -> None:
         """Let every rank finish what it was ordered and return, then end the mailbox. A rank that
         has not returned after CLOSE_S ends with an error at its next call of the mailbox."""
-        with contextlib.suppress(TimeoutError):
-            if not self._fit.done():
-                await self.order("stop", timeout_s=CLOSE_S)
-                await asyncio.wait({self._fit}, timeout=CLOSE_S)
+        try:
+            # One that has died, or does not answer, cannot be told to stop.
+            with contextlib.suppress(Exception):
+                if not self._fit.done():
+                    await self.order("stop", timeout_s=CLOSE_S)
+                    await asyncio.wait({self._fit}, timeout=CLOSE_S)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """End the mailbox at once. Every rank ends with an error at its next call of it."""
         ray.kill(self._mailbox)

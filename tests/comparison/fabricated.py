@@ -42,7 +42,7 @@ def build(folder: Path) -> Path:
     recipe = {
         "run": {"steps": 20, "checkpoint_every": 5},
         "sampling": {"group_size": 4, "batch_size": 4},
-        "scorers": {"clip": {}, "dino": {}},
+        "scorers": {"clip": {}, "dino": {}, "geneval": {}},
         "learner": {"micro_batch": 2},
         "data": {"prompts": "prompts.txt", "groups_per_step": 2},
         "monitor": {"spaces": ["dino"]},
@@ -56,7 +56,7 @@ def build(folder: Path) -> Path:
         "evaluation": {
             "prompts": str(folder / "prompts.txt"),
             "images": 4,
-            "judges": ["pickscore", "clip"],
+            "judges": ["pickscore", "clip", "geneval"],
         },
         "rows": {**ROWS, "geneval": GENEVAL_ROW},
         "quick": ["flow_grpo", "pec"],
@@ -64,6 +64,9 @@ def build(folder: Path) -> Path:
     path = folder / "compare.yaml"
     path.write_text(yaml.safe_dump(comparison, sort_keys=False))
     return path
+
+
+UNITS = {"pickscore": "cosine", "clip": "cosine"}
 
 
 def numbers(reward: float, vendi: float) -> dict[str, float]:
@@ -89,7 +92,9 @@ def finish(plan: Plan) -> None:
     runs = comparison.runs
     # Drawn anew, the base's pictures are a little worse; choosing costs 1 of their 6 of Vendi.
     strengths = [numbers(BASE_REWARD - 0.001 + 0.01 * s, 6.0 - 1.0 * s) for s in (0, 0.5, 1)]
-    write(runs / BASE, {0: numbers(BASE_REWARD, BASE_VENDI)}, pool=0, strengths=strengths)
+    write(
+        runs / BASE, {0: numbers(BASE_REWARD, BASE_VENDI)}, pool=0, strengths=strengths, units=UNITS
+    )
     for row in comparison.rows:
         gained, lost = LINES[row]
         for seed in comparison.seeds:

@@ -54,6 +54,10 @@ def changed(folder: Path, **keys) -> Path:
         ({"quick": ["pecc"]}, "no row pecc"),
         ({"base": "nowhere.yaml"}, "no such file"),
         ({"workers": 0}, "workers: got 0, needs a number above 0"),
+        (
+            {"evaluation": {"images": 4, "judges": ["pickscore", "geneval", "hps"]}},
+            "row flow_grpo: evaluation: hps not among scorers",
+        ),
         ({"pool": 3}, "pool 3 has fewer pictures than evaluation.images 4"),
     ],
 )

@@ -188,7 +188,7 @@ def rendered(read, plan) -> str:
 def test_the_page_shows_the_numbers_of_the_tables(plan):
     page = Page(rendered(results.read(plan), plan))
     head, base, reference, *_ = page.tables["Table 1: the last checkpoint"]
-    assert head[:3] == ["method seeds", "pickscore", "clip"]
+    assert head[:3] == ["method seeds", "pickscore cosine", "clip cosine"]
     assert base[:2] == ["base model 1", "0.200"]
     dino = head.index("vendi/dino")
     assert (base[dino], reference[dino]) == ("8.000", "3.970 ±0.014")

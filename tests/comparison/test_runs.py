@@ -149,6 +149,21 @@ def test_a_run_that_was_stopped_is_not_taken_for_finished(path, tmp_path, monkey
     assert runs.is_finished(recipe, protocol)
 
 
+def test_a_run_of_another_recipe_is_kept_beside(path, tmp_path):
+    short = ["--run.steps", "3", "--run.checkpoint_every", "1"]
+    plan = plans.load(path, short, rows=["flow_grpo"], folder=str(tmp_path), pool=0)
+    recipe = plan.recipe("flow_grpo", 1)
+    folder = results.folder_of(recipe)
+    other = recipe.model_copy(update={"learner": recipe.learner.model_copy(update={"lr": 0.5})})
+    run.train(other)
+    assert [job.anew for job in runs.unfinished(plan)] == [False, True]
+    before = sorted(path.name for path in folder.glob("checkpoints/*/*"))
+    runs._train_and_judge(recipe, plan.comparison.evaluation)
+    assert runs.is_finished(recipe, plan.comparison.evaluation)
+    kept = folder.with_name("flow_grpo-1.before-1")
+    assert sorted(path.name for path in kept.glob("checkpoints/*/*")) == before
+
+
 def job(folder: Path, number: int, work) -> runs.Job:
     return runs.Job("row", number, folder / f"row-{number}", work)
 

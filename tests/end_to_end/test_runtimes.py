@@ -1,7 +1,5 @@
 import asyncio
 import math
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,9 +181,9 @@ def test_killed_actors_lose_and_double_no_group(world, tmp_path, ray_cluster):
             return await work
 
     def kill(name: str) -> None:
-        for process in psutil.process_iter(["cmdline"]):
-            if " ".join(process.info["cmdline"] or []).startswith(f"ray::{name}"):
-                os.kill(process.pid, signal.SIGKILL)
+        for process in psutil.Process().children(recursive=True):  # of our own cluster
+            if " ".join(process.cmdline()).startswith(f"ray::{name}"):
+                process.kill()
                 killed.append(process.pid)
 
     async def on_ray() -> FakeObserver:

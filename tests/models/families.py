@@ -5,15 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from percent_ray.models import base
 from percent_ray.recipe import tree
 from tests import tiny
-
-CPU = torch.device("cpu")
-TEXTS = ["a red cat", "two dogs on a very long sofa"]
+from tests.models.cases import CPU
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Family:
     predict: Callable[..., Tensor]
     """(pipeline, latents, sigma, condition) to its transformer's velocity, without guidance."""
     world: str
-    """A shipped model of the family, with real structure in its weights; empty where none is."""
+    """A shipped model of the family, with real structure in its weights."""
     layer: str
     """A weight of the transformer."""
 

@@ -20,8 +20,8 @@ from percent_ray.recipe.tree import Learner as LearnerSettings
 from percent_ray.roles.learner import Learner
 from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.types import Prompt, ShapedBatch, ShapedRow
-from tests.models.cases import noise, perturb
-from tests.models.families import CPU, FAMILIES, TEXTS
+from tests.models.cases import CPU, TEXTS, case, noise, perturb
+from tests.models.families import FAMILIES
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda f: f.name)
@@ -39,11 +39,6 @@ def where(kind, tmp_path_factory):
 def pipeline(kind, where):
     """What to compare with."""
     return kind.pipeline(where)
-
-
-def case(policy, rows=2):
-    latents = noise(rows, *policy.latent_shape)
-    return latents, torch.linspace(0.9, 0.3, rows), policy.encode(TEXTS[:rows])
 
 
 def test_every_family_is_in_this_suite():

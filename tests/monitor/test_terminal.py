@@ -59,7 +59,10 @@ def test_a_terminal_gets_a_bar():
     console = Console(file=out, width=200, force_terminal=True, highlight=False)
     with Terminal(2, console=console) as terminal:
         terminal.step(0, METRICS)
+        assert "ETA 0:00" not in out.getvalue()
+        terminal.step(1, METRICS)
     assert "1/2" in out.getvalue()
+    assert "ETA 0:00" in out.getvalue()
     assert "reward 0.8123" in out.getvalue()
 
 

@@ -86,21 +86,20 @@ def test_a_run_that_gives_up_on_its_first_order_ends_at_once(world, tmp_path, ra
     load their models, then the group is closed. They must return, and not spin."""
     recipe = worlds.recipe(world, tmp_path)
 
-    async def scene() -> float:
+    async def scene() -> None:
         group = LearnerGroup(recipe, run_folder=tmp_path, resume=None)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(group.order("publish"), 0.5)
-        start = time.monotonic()
         await group.close()
-        return time.monotonic() - start
 
-    assert asyncio.run(scene()) < 4 * learner_group.CLOSE_S
-    deadline = time.monotonic() + 200
+    asyncio.run(scene())
+    deadline = time.monotonic() + learner_group.CLOSE_S
     while ranks() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not ranks(), "no rank is left that asks for orders"
 
 
 def ranks() -> list[int]:
-    commands = {p.pid: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
-    return [pid for pid, command in commands.items() if command.startswith("ray::RayTrainWorker")]
+    """Of the cluster that these tests have started, and of no other on the machine."""
+    ours = psutil.Process().children(recursive=True)
+    return [p.pid for p in ours if p.is_running() and p.name().startswith("ray::RayTrain")]

@@ -14,8 +14,8 @@ from percent_ray.objective.methods.pec import Pec
 
 @dataclass(frozen=True)
 class Pcvae(Pec):
-    """PCVAE: so is the KL of perceptual and VAE space, which is to stay low (arXiv 2605.12112,
-    eqs. 16-21). Its parameters are PEC's."""
+    """PCVAE: the KL of perceptual and VAE space, which is to stay low, is part of the reward (arXiv
+    2605.12112, eqs. 16-21). Its parameters are PEC's."""
 
     name: Literal["pcvae"] = "pcvae"  # pyright: ignore[reportIncompatibleVariableOverride]
 
