@@ -1,4 +1,4 @@
-"""The whole method in one file, in plain torch on the package's own functions: no Ray, no recipe file.
+"""The whole method in one file: plain torch on the package's own functions, no Ray, no YAML.
 
     python jobs/loop_by_hand.py [STEPS]
 
