@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+# Compiled once here, and not again in every process: an import of everything takes half as long.
+COMPILE := --compile-bytecode
 # Wheels of gigabytes outlast uv's default of 30 seconds on a slow line.
 export UV_HTTP_TIMEOUT ?= 600
 
@@ -34,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/uv || $(VENV)/bin/python -m pip install --quiet uv \
 	  || echo "uv cannot be had; pip does the same, slower"
 	@if test -x $(VENV)/bin/uv; then \
-	  $(VENV)/bin/uv pip install --python $(VENV)/bin/python -c constraints.txt -e '.[dev]'; \
+	  $(VENV)/bin/uv pip install $(COMPILE) --python $(VENV)/bin/python -c constraints.txt -e '.[dev]'; \
 	else \
 	  $(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev]'; \
 	fi
