@@ -114,8 +114,9 @@ class Cluster:
     async def start(
         cls, recipe: Recipe, *, first: Prompt, run_folder: Path, resume: Path | None
     ) -> "Cluster":
-        """Start every actor, wait until each has loaded its models, and try every scorer on the
-        run's `first` prompt.
+        """Start every actor, wait until each has loaded its models, try every scorer on the run's
+        `first` prompt, and then start the learner group: it is not needed before the first batch,
+        and a start that fails has none to end.
 
         Raises ValueError, in one line, where the cluster is too small, a model's folder is bad or a
         scorer broken.
@@ -126,9 +127,9 @@ class Cluster:
         try:
             tried = cluster.perception.call("try_out", first)
             cluster.loaded, _ = await asyncio.gather(cluster._ready(), tried)
+            cluster.learner.start()
         except BaseException:
-            cluster.learner.abandon()  # nothing to finish, and maybe minutes from its first order
-            cluster._kill()
+            await cluster.close()
             raise
         return cluster
 
@@ -180,8 +181,5 @@ class Cluster:
     async def close(self) -> None:
         """End every actor, the learner's after what it was ordered."""
         await self.learner.close()
-        self._kill()
-
-    def _kill(self) -> None:
         self.rollout.close()
         self.perception.close()

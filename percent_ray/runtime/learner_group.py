@@ -148,7 +148,7 @@ def _carry_out(learner: "Learner", order: Order) -> Answer:
 
 
 class LearnerGroup:
-    """The driver's handle: starts the group, gives it orders, ends it."""
+    """The driver's handle: starts the group (`start`), gives it orders, ends it."""
 
     def __init__(self, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> None:
         self._timeout_s = recipe.runtime.timeout_s
@@ -176,9 +176,12 @@ class LearnerGroup:
                 storage_path=str((run_folder / "ray_train").absolute()),
             ),
         )
-        self._fit: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
+        self._fit: asyncio.Future[Any] = loop.create_future()
         self._thread = threading.Thread(target=self._run, args=(trainer, loop), daemon=True)
+
+    def start(self) -> None:
+        """Start the ranks. They are not waited for: the first order is."""
         self._thread.start()
 
     def _run(self, trainer: TorchTrainer, loop: asyncio.AbstractEventLoop) -> None:
@@ -239,12 +242,8 @@ class LearnerGroup:
         try:
             # One that has died, or does not answer, cannot be told to stop.
             with contextlib.suppress(Exception):
-                if not self._fit.done():
+                if self._thread.is_alive():
                     await self.order("stop", timeout_s=CLOSE_S)
                     await asyncio.wait({self._fit}, timeout=CLOSE_S)
         finally:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """End the mailbox at once. Every rank ends with an error at its next call of it."""
-        ray.kill(self._mailbox)
+            ray.kill(self._mailbox)

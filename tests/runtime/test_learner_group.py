@@ -88,6 +88,7 @@ def test_a_run_that_gives_up_on_its_first_order_ends_at_once(world, tmp_path, ra
 
     async def scene() -> None:
         group = LearnerGroup(recipe, run_folder=tmp_path, resume=None)
+        group.start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(group.order("publish"), 0.5)
         await group.close()
