@@ -12,7 +12,7 @@ export UV_HTTP_TIMEOUT ?= 600
 .PHONY: help train test lint
 
 help:
-	@echo "make train   train the embedded model with PEC: no GPU, no model hub, a few minutes"
+	@echo "make train   train the embedded model with PEC: no GPU, no model hub, about five minutes"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and pyright"
 	@echo "PYTHON=python3.12 make ...   choose the interpreter that .venv is made from"

@@ -112,7 +112,9 @@ def curves(jsonl: Path, path: Path) -> None:
         axes.set_title(title, loc="left", fontsize=10)
         axes.ticklabel_format(useOffset=False)
         if title == POLICY_PANEL:
-            _widen(axes, least=0.2)  # a constant's measurement: its noise is not to fill the panel
+            for label, points in _lines(steps, _schedule).items():
+                axes.plot(*zip(*points, strict=True), "--", color="#444444", lw=1, label=label)
+            _widen(axes, least=0.1)  # a constant's measurement: its noise is not to fill the panel
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if number > 3:
             axes.set_xlabel("step")
@@ -127,6 +129,10 @@ def _only(*names: str) -> Choose:
     return lambda metrics: {
         "" if len(names) == 1 else name: metrics[name] for name in names if name in metrics
     }
+
+
+def _schedule(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    return {"schedule": metrics[SCHEDULE_ENTROPY]} if SCHEDULE_ENTROPY in metrics else {}
 
 
 def _widen(axes: "Axes", *, least: float) -> None:
@@ -152,11 +158,9 @@ PANELS: Mapping[str, Choose] = {
     "reward": _only(REWARD),
     "Vendi in the group": lambda metrics: by_space(metrics, VENDI),
     "change of the pictures that all share": _only(SHARED),
-    POLICY_PANEL: lambda metrics: {
-        label: metrics[name]
-        for label, name in (("measured", POLICY_ENTROPY), ("schedule", SCHEDULE_ENTROPY))
-        if name in metrics
-    },
+    POLICY_PANEL: lambda metrics: (
+        {"measured": metrics[POLICY_ENTROPY]} if POLICY_ENTROPY in metrics else {}
+    ),
     "perceptual entropy (nats)": lambda metrics: by_space(metrics, PERCEPTUAL_ENTROPY),
     "clipped ratios": _only("ratio/clip_low", "ratio/clip_high"),
 }

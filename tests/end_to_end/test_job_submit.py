@@ -59,7 +59,7 @@ def head(tmp_path: Path) -> Iterator[dict[str, str]]:
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(20)
+            server.wait(5)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)  # all that the head has started
         server.wait()
