@@ -47,7 +47,7 @@ def load(kind: Any, folder: str, *, part: str, unused: Sequence[str] = (), **opt
     ]
     if wrong:
         raise ValueError(
-            f"{part} of {folder} has weights that do not fit {kind.__name__}: {'; '.join(wrong)}; "
+            f"{part} of {folder} does not fit {kind.__name__}: {'; '.join(wrong)}; "
             "give a folder with all of its weights"
         )
     return model.eval()

@@ -57,9 +57,11 @@ class Pool:
             self._free.put_nowait(handle)
 
     async def ready(self) -> list[str]:
-        """Every actor has loaded its models; what the first one says of them."""
-        loaded = asyncio.gather(*(actor.ready.remote() for actor in self.actors))
-        return (await self._within(loaded))[0]
+        """Every actor has loaded its models; what the first one says of them. One that dies while
+        it loads would die again: that ends the start."""
+        loading = [actor.ready.options(max_task_retries=0).remote() for actor in self.actors]
+        lines = [await self._within(asyncio.wrap_future(ref.future())) for ref in loading]
+        return lines[0]
 
     async def call(self, method: str, *args: Any, returns: int = 1, **kwargs: Any) -> list[Any]:
         """`method` on the next free actor: its first return value, then references to the rest."""
@@ -125,17 +127,22 @@ class Cluster:
         placement.check(recipe, ray.cluster_resources())
         cluster = cls(recipe, run_folder=run_folder, resume=resume)
         try:
-            tried = cluster.perception.call("try_out", first)
-            cluster.loaded, _ = await asyncio.gather(cluster._ready(), tried)
+            async with asyncio.TaskGroup() as group:
+                rollout = group.create_task(cluster.rollout.ready())
+                perception = group.create_task(cluster._perception_ready(first))
+            cluster.loaded = [*rollout.result(), *perception.result()]
             cluster.learner.start()
-        except BaseException:
+        except BaseException as error:
             await cluster.close()
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
             raise
         return cluster
 
-    async def _ready(self) -> list[str]:
-        rollout, perception = await asyncio.gather(self.rollout.ready(), self.perception.ready())
-        return [*rollout, *perception]
+    async def _perception_ready(self, first: Prompt) -> list[str]:
+        lines = await self.perception.ready()
+        await self.perception.call("try_out", first)
+        return lines
 
     async def sample(self, group_id: int, prompt: Prompt, version: int) -> Trajectory:
         checksum, weights = self._weights[version]

@@ -61,7 +61,7 @@ class Towers:
             CLIPTokenizer, processor, part="tokenizer", vocabulary=text.vocab_size
         )
         self._image_processor: Any = AutoImageProcessor.from_pretrained(processor)
-        model = pretrained.load(CLIPModel, folder, part="weights", dtype=torch.float32)
+        model = pretrained.load(CLIPModel, folder, part="model", dtype=torch.float32)
         self.description = pretrained.described(folder, model)
         self._model = model.requires_grad_(False).to(device)
         self._device = device

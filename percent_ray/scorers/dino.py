@@ -23,7 +23,7 @@ def load(path: str, *, device: torch.device) -> "Dino":
     processor = AutoImageProcessor.from_pretrained(folder)
     # The class token is read before any pooler; DINO v1 was published without one.
     unused = ("pooler.",)
-    model = pretrained.load(AutoModel, folder, part="weights", unused=unused, dtype=torch.float32)
+    model = pretrained.load(AutoModel, folder, part="model", unused=unused, dtype=torch.float32)
     description = pretrained.described(folder, model)
     return Dino(model.requires_grad_(False).to(device), processor, description)
 

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -212,7 +213,8 @@ def test_a_cluster_that_is_too_small_is_one_clear_error(world, tmp_path, ray_clu
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_an_actors_error_reaches_the_driver_as_itself(world, tmp_path, ray_cluster):
+def test_an_actors_error_reaches_the_driver_as_itself(world, tmp_path, ray_cluster, caplog):
+    """And nothing else does: no line of what was under way beside it."""
     from percent_ray.runtime.cluster import Cluster
 
     base = worlds.recipe(world, tmp_path)
@@ -223,3 +225,5 @@ def test_an_actors_error_reaches_the_driver_as_itself(world, tmp_path, ray_clust
                 recipe, first=worlds.first(recipe), run_folder=Path(tmp_path), resume=None
             )
         )
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]

@@ -230,7 +230,7 @@ def test_a_part_without_all_of_its_weights_is_refused(kind, where, tmp_path, par
     name = kind.layer if part == "transformer" else max(weights, key=lambda n: weights[n].numel())
     del weights[name]
     save_file(weights, file, metadata={"format": "pt"})
-    message = rf"^model\.path: {part} of .* do not fit .*: 1 missing \({name}\); give a folder"
+    message = rf"^model\.path: {part} of .* does not fit .*: 1 missing \({name}\); give a folder"
     decoder = partial(family(kind.name).load_decoder, device=CPU)
     load = (lambda folder: decoder(kind.settings(folder))) if part == "vae" else kind.policy
     with pytest.raises(ValueError, match=message):

@@ -149,7 +149,7 @@ def test_a_folder_without_all_of_its_weights_is_refused(
     clip_folder, tmp_path, kind, damage, message
 ):
     folder = damaged(clip_folder, tmp_path / "damaged", **damage)
-    with pytest.raises(ValueError, match=rf"^scorers\.mine: weights of .* do not fit .*{message}"):
+    with pytest.raises(ValueError, match=rf"^scorers\.mine: model of .* does not fit .*{message}"):
         load_scorer("mine", Settings(kind=kind, path=folder), device=CPU)
 
 
@@ -157,7 +157,7 @@ def test_a_file_that_is_cut_short_is_one_line(clip_folder, tmp_path):
     shutil.copytree(clip_folder, tmp_path / "short")
     file = tmp_path / "short" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"^scorers\.clip: weights of .*short: SafetensorError: "):
+    with pytest.raises(ValueError, match=r"^scorers\.clip: model of .*short: SafetensorError: "):
         load_scorer("clip", Settings(path=str(tmp_path / "short")), device=CPU)
 
 
