@@ -134,9 +134,11 @@ class Cluster:
             cluster.learner.start()
         except BaseException as error:
             await cluster.close()
-            if isinstance(error, BaseExceptionGroup):
-                raise error.exceptions[0] from None
-            raise
+            if not isinstance(error, BaseExceptionGroup):
+                raise
+            # Of its own cause, the remote traceback; not of the group.
+            first_error = error.exceptions[0]
+            raise first_error from first_error.__cause__
         return cluster
 
     async def _perception_ready(self, first: Prompt) -> list[str]:
