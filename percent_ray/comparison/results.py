@@ -154,6 +154,5 @@ def _pictures(folder: Path) -> np.ndarray:
 
 def _trained_on(recipe: Recipe) -> frozenset[str]:
     reward = {name for name, scorer in recipe.scorers.items() if scorer.weight}
-    method = recipe.method
-    spaces = (*getattr(method, "spaces", ()), *getattr(method, "image_spaces", ()))
+    spaces = (*recipe.of_method("spaces"), *recipe.of_method("image_spaces"))
     return frozenset({*reward, *spaces})

@@ -117,9 +117,6 @@ def _cluster(workers: int, gpus: float) -> Iterator[None]:
 
 def _do(job: Job) -> str | None:
     """Do a job with its output in a log; what went wrong, in one line."""
-    import torch
-
-    torch.set_num_threads(1)
     log = job.folder.parent / f"{job.folder.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):

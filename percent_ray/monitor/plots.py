@@ -112,7 +112,8 @@ def curves(jsonl: Path, path: Path) -> None:
         axes.set_title(title, loc="left", fontsize=10)
         axes.ticklabel_format(useOffset=False)
         if title == POLICY_PANEL:
-            for label, points in _lines(steps, _schedule).items():
+            schedule = _lines(steps, _named("schedule", SCHEDULE_ENTROPY))
+            for label, points in schedule.items():
                 axes.plot(*zip(*points, strict=True), "--", color="#444444", lw=1, label=label)
             _widen(axes, least=0.1)  # a constant's measurement: its noise is not to fill the panel
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -131,8 +132,9 @@ def _only(*names: str) -> Choose:
     }
 
 
-def _schedule(metrics: Mapping[str, float]) -> Mapping[str, float]:
-    return {"schedule": metrics[SCHEDULE_ENTROPY]} if SCHEDULE_ENTROPY in metrics else {}
+def _named(label: str, name: str) -> Choose:
+    """One metric under a label."""
+    return lambda metrics: {label: metrics[name]} if name in metrics else {}
 
 
 def _widen(axes: "Axes", *, least: float) -> None:
@@ -158,9 +160,7 @@ PANELS: Mapping[str, Choose] = {
     "reward": _only(REWARD),
     "Vendi in the group": lambda metrics: by_space(metrics, VENDI),
     "change of the pictures that all share": _only(SHARED),
-    POLICY_PANEL: lambda metrics: (
-        {"measured": metrics[POLICY_ENTROPY]} if POLICY_ENTROPY in metrics else {}
-    ),
+    POLICY_PANEL: _named("measured", POLICY_ENTROPY),
     "perceptual entropy (nats)": lambda metrics: by_space(metrics, PERCEPTUAL_ENTROPY),
     "clipped ratios": _only("ratio/clip_low", "ratio/clip_high"),
 }

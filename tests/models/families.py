@@ -26,7 +26,7 @@ class Family:
     sample: Callable[..., Tensor]
     """(pipeline, texts, start, steps, guidance) to the pipeline's final latents."""
     predict: Callable[..., Tensor]
-    """(pipeline, latents, sigma, condition) to its transformer's velocity, without guidance."""
+    """(transformer, latents, sigma, condition) to its velocity, without guidance."""
     world: str
     """A shipped model of the family, with real structure in its weights."""
     layer: str
@@ -53,9 +53,9 @@ def sd3_sample(
 
 
 def sd3_predict(
-    pipeline: Any, latents: Tensor, sigma: Tensor, condition: dict[str, Tensor]
+    transformer: Any, latents: Tensor, sigma: Tensor, condition: dict[str, Tensor]
 ) -> Tensor:
-    return pipeline.transformer(
+    return transformer(
         hidden_states=latents,
         timestep=sigma * 1000,
         encoder_hidden_states=condition["prompt_embeds"],

@@ -124,9 +124,9 @@ def test_a_saved_adapter_is_read_by_diffusers_with_its_scale(kind, where, tmp_pa
     assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
     fresh = kind.pipeline(where)
     with torch.no_grad():
-        before = kind.predict(fresh, latents, sigma, condition)
+        before = kind.predict(fresh.transformer, latents, sigma, condition)
         fresh.load_lora_weights(tmp_path)
-        after = kind.predict(fresh, latents, sigma, condition)
+        after = kind.predict(fresh.transformer, latents, sigma, condition)
         velocity = policy.velocity(latents, sigma, condition)
     assert (after - before).abs().max() > 0.01
     torch.testing.assert_close(velocity, after, rtol=1e-5, atol=1e-5)
@@ -145,7 +145,7 @@ def test_full_fine_tuning_trains_everything_and_diffusers_reads_it(kind, where, 
     policy.load(str(tmp_path))
     with torch.no_grad():
         velocity = policy.velocity(*case(policy))
-        expected = kind.predict(fresh, *case(policy))
+        expected = kind.predict(fresh.transformer, *case(policy))
     torch.testing.assert_close(velocity, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from percent_ray.models import sd3
 from tests.models.cases import CPU, TEXTS, case, perturb, policy
+from tests.models.families import sd3_predict
 from tests.tiny import load_sd3, sd3_config
 
 
@@ -90,19 +91,10 @@ def test_gradient_comes_from_the_conditional_branch_alone(folder):
     single.module.load_state_dict(loaded.module.state_dict())
     fixed = single.velocity(latents, sigma, swapped).detach()
     loaded_single = gradients(
-        lambda: fixed + 4.5 * (_conditional(loaded, latents, sigma, condition) - fixed)
+        lambda: fixed + 4.5 * (sd3_predict(loaded.module, latents, sigma, condition) - fixed)
     )
     for one, other in zip(found, loaded_single, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
-def _conditional(loaded, latents, sigma, condition):
-    return loaded.module(
-        hidden_states=latents,
-        timestep=sigma * 1000,
-        encoder_hidden_states=condition["prompt_embeds"],
-        pooled_projections=condition["pooled_prompt_embeds"],
-    ).sample
 
 
 def test_one_condition_row_serves_a_batch(folder):
