@@ -17,7 +17,7 @@ from torch import Tensor
 
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.flow import noise, sampler, sde
-from percent_ray.learn.replay import chunks
+from percent_ray.learn.batch import chunks
 from percent_ray.models import sd3
 from percent_ray.models.base import Decoder
 from percent_ray.objective import advantage, diversity, entropy, grpo, strength
@@ -107,7 +107,7 @@ def update(
     old = torch.cat([path.log_probs for path in paths], dim=1)  # [S, G K]
     rows = {name: torch.cat([c[name] for c in conditions]) for name in conditions[0]}  # [G, ...]
     sigmas, norms = policy.sigmas(T), []
-    for half in chunks(G * K, 2, seed=SEED, version=step):
+    for half in chunks([K] * G, 2, seed=SEED, version=step):
         for chosen in torch.tensor(half).split(K):
             condition = {name: value[chosen // K] for name, value in rows.items()}
             for i in range(S):

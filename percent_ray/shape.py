@@ -80,6 +80,7 @@ def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
 
     `entropy/policy` is measured: -E log pi_old of the drawn latents. `entropy/policy_schedule` is
     the closed form of the transitions that drew them, which the first must equal up to its noise.
+    The forward process has no transitions, so neither.
     """
     values: dict[str, list[float]] = {}
 
@@ -93,10 +94,11 @@ def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
         rewards = _reward(recipe, perception)
         note("reward/mean", rewards.mean().item())
         note("reward/std_in_group", rewards.std(correction=0).item())
-        log_prob, std = torch.tensor(perception.log_p_policy), torch.tensor(trajectory.std)
-        measured = entropy.policy_entropy(log_prob, std, kind=recipe.sampling.kind)
-        note(POLICY_ENTROPY, measured.item())
-        note(SCHEDULE_ENTROPY, float(trajectory.entropy.mean(dtype=np.float64)))
+        if trajectory.steps:
+            log_prob, std = torch.tensor(perception.log_p_policy), torch.tensor(trajectory.std)
+            measured = entropy.policy_entropy(log_prob, std, kind=recipe.sampling.kind)
+            note(POLICY_ENTROPY, measured.item())
+            note(SCHEDULE_ENTROPY, float(trajectory.entropy.mean(dtype=np.float64)))
         for space, log_p in perception.log_p_perc.items():
             perceptual = entropy.perceptual_entropy(torch.tensor(log_p))
             note(f"{PERCEPTUAL_ENTROPY}{space}", perceptual.item())
@@ -135,7 +137,7 @@ def _signals(
             space: _stack([p.log_p_perc[space] for p in perceptions])
             for space in recipe.measured_spaces(probe=False)
         },
-        scored=torch.tensor(columns),
+        scored=torch.tensor(columns, dtype=torch.int64),
         std=torch.tensor(trajectories[0].std),
         features=_features(recipe, perceptions),
         probe=_features(recipe, [perception for _, perception in probe]) if probe else None,

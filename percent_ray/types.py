@@ -55,7 +55,7 @@ class Trajectory:
     version: int
     """The policy version that drew every image of it."""
     steps: range
-    """The trained steps, among 0..T-1."""
+    """The trained steps, among 0..T-1; none in the forward process, where S and N are 0."""
     std: Float32[np.ndarray, " S"]
     """Standard deviations of their transitions."""
     entropy: Float32[np.ndarray, " S"]
@@ -63,7 +63,8 @@ class Trajectory:
     scored: tuple[int, ...]
     """The steps, among `steps`, whose perceptual log-prob is measured."""
     payload: Ref
-    """Arrow table of K rows, `data/arrow.py`: latents, means, log-probs over the trained steps."""
+    """Arrow table of K rows, `data/arrow.py`: latents, means, log-probs over the trained steps, or
+    in the forward process the finished latents alone."""
     condition: Ref
     """Arrow table of one row: what the model's text encoders made of the prompt."""
     span: Span
@@ -103,7 +104,7 @@ class ShapedRow:
     payload: Ref
     condition: Ref
     weights: Weights
-    """Every weight float32 [K, S], on the CPU."""
+    """Every weight float32 [K, S], or [K, 1] in the forward process, on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ class Row(Section):
     kind: Kind = "paper"
     table: Literal["1", "s1"] = "1"
     """Table 1 and the frontier, or GenEval's tasks (the paper's table S1)."""
+    base: str = ""
+    """Recipe file in the place of the comparison's `base`, in the same folder."""
     recipe: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
     """What differs from the comparison's recipe."""
 
@@ -91,10 +93,10 @@ class Plan:
         chosen = self.comparison.rows[row]
         folder = str(self.comparison.runs)
         own = {"run": {"seed": seed, "name": f"{row}-{seed}", "folder": folder}}
+        base = self._base.parent / chosen.base if chosen.base else self._base
+        layers = (self.comparison.recipe, chosen.recipe, own)
         try:
-            return recipes.load(
-                self._base, self._overrides, layers=(self.comparison.recipe, chosen.recipe, own)
-            )
+            return recipes.load(base, self._overrides, layers=layers)
         except RecipeError as error:
             raise RecipeError([f"rows.{row}: {problem}" for problem in error.problems]) from None
 

@@ -47,7 +47,7 @@ def ode(
     latents = noise.float()
     euler = partial(transition, sigma_second=sigmas[1], noise_level=0.0, kind="flow_sde")
     for sigma, sigma_next in pairwise(sigmas):
-        v = velocity(latents, _rows(sigma, latents))
+        v = velocity(latents, rows(sigma, latents))
         latents = euler(v, latents, sigma, sigma_next).mean
     return latents
 
@@ -81,7 +81,7 @@ def rollout(
     latents, means, log_probs, spreads = (list[Tensor]() for _ in range(4))
     clean_latents, clean_means = list[Tensor](), list[Tensor]()
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        v = velocity(current.float(), _rows(sigma, current))
+        v = velocity(current.float(), rows(sigma, current))
         if i - 1 in scored:
             clean_latents.append(_clean(current, v, sigma))
         if i in steps:
@@ -147,7 +147,7 @@ def _check(
         raise ValueError(f"clean_steps {sorted(clean_steps)} are not a part of SDE steps {steps}")
 
 
-def _rows(sigma: Tensor, latents: Tensor) -> Tensor:
+def rows(sigma: Tensor, latents: Tensor) -> Float32[Tensor, " B"]:
     """One float32 sigma for each row, on the latents' device."""
     return sigma.to(latents.device, torch.float32).expand(len(latents))
 
@@ -161,4 +161,4 @@ def _denoise(velocity: Velocity, latents: Tensor, sigma: Tensor) -> Tensor:
     """The clean prediction from a mean; at sigma 0 that is the mean, without a model call."""
     if sigma == 0:
         return latents
-    return _clean(latents, velocity(latents.float(), _rows(sigma, latents)), sigma)
+    return _clean(latents, velocity(latents.float(), rows(sigma, latents)), sigma)

@@ -5,7 +5,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -28,6 +29,8 @@ class Engine(Protocol):
     """Ranks in all."""
     device: torch.device
     """Of the policy's module."""
+    scale: float
+    """What a hook on a trained weight sees is this times the gradient of the loss."""
 
     def backward(self, loss: Float[Tensor, ""], *, last: bool) -> None:
         """Add the gradient of `loss`. `step` applies the plain sum over calls and ranks, so a loss
@@ -44,6 +47,15 @@ class Engine(Protocol):
         self, values: Float64[Tensor, " n"], op: Literal["sum", "max"]
     ) -> Float64[Tensor, " n"]:
         """The sum or maximum over ranks, on every rank."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, every rank's `Policy.trainable` are whole. Never write to them."""
+        ...
+
+    def holding(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside, the policy's trained weights are `weights`, whole on every rank; for passes
+        without gradients."""
         ...
 
     def gather(self) -> dict[str, Tensor] | None:
@@ -67,7 +79,7 @@ class TorchEngine:
     """
 
     def __init__(self, learner: tree.Learner, policy: Policy) -> None:
-        self.rank, self.world = 0, 1
+        self.rank, self.world, self.scale = 0, 1, 1.0
         self._max_grad_norm = learner.max_grad_norm
         self._weights = policy.trainable()
         for name, weight in self._weights.items():
@@ -97,6 +109,12 @@ class TorchEngine:
     ) -> Float64[Tensor, " n"]:
         return values
 
+    def whole(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def holding(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        return exchanged(self._weights, weights)
+
     def gather(self) -> dict[str, Tensor] | None:
         return copies(self._weights)
 
@@ -125,9 +143,24 @@ def adamw(learner: tree.Learner, weights: Mapping[str, nn.Parameter]) -> torch.o
     )
 
 
+@contextmanager
+def exchanged(
+    parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Inside, the parameters' memory is that of `weights`; nothing is copied."""
+    present = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = weights[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = present[name]
+
+
 def copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU."""
-    return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
+    """Copies on the CPU, contiguous."""
+    return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in weights.items()}
 
 
 def check_norm(norm: float) -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from percent_ray.learn.engine import Engine, copies
 from percent_ray.models.base import Policy
 from percent_ray.recipe import tree
 
@@ -18,11 +19,12 @@ class Reference:
     """Made anew every `objective.reference_every` learner steps, and whenever the KL to it exceeds
     `objective.reference_kl`; without either it stays the model before training.
 
-    Every rank holds the whole trained weights for it, which ZeRO 3 does not have.
+    Every rank holds the whole trained weights for it, also under ZeRO 3.
     """
 
-    def __init__(self, policy: Policy, objective: tree.Objective) -> None:
+    def __init__(self, policy: Policy, engine: Engine, objective: tree.Objective) -> None:
         self._policy = policy
+        self._engine = engine
         self._every = objective.reference_every
         self._kl = objective.reference_kl
         self._weights: Mapping[str, Tensor] | None = None
@@ -34,16 +36,9 @@ class Reference:
         if self._weights is None:
             with self._policy.reference():
                 yield
-            return
-        trained = self._policy.trainable()
-        present = {name: parameter.data for name, parameter in trained.items()}
-        try:
-            for name, parameter in trained.items():
-                parameter.data = self._weights[name]
-            yield
-        finally:
-            for name, parameter in trained.items():
-                parameter.data = present[name]
+        else:
+            with self._engine.holding(self._weights):
+                yield
 
     def follow(self, version: int, kl: float) -> bool:
         """Take the present weights where it is time to; `kl` is the last update's, the same on all
@@ -51,14 +46,15 @@ class Reference:
         due = bool(self._every) and version % self._every == 0
         if not due and not (self._kl and kl > self._kl):
             return False
-        trained = self._policy.trainable()
-        self._weights = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        with self._engine.whole():
+            trained = self._policy.trainable()
+            self._weights = {name: p.detach().clone() for name, p in trained.items()}
         return True
 
     def save(self, folder: Path) -> None:
         """Write the weights, where there are any, into an existing folder."""
         if self._weights is not None:
-            save_file({k: v.cpu().contiguous() for k, v in self._weights.items()}, folder / FILE)
+            save_file(copies(self._weights), folder / FILE)
 
     def load(self, folder: Path, device: torch.device) -> None:
         """Continue from `save`."""

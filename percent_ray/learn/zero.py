@@ -1,6 +1,8 @@
 """DeepSpeed ZeRO 0-3 as an `Engine`. The only module that imports deepspeed, and only when used."""
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +10,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from percent_ray.learn.engine import adamw, check_norm, check_stamp, copies, write_stamp
+from percent_ray.learn.engine import (
+    adamw,
+    check_norm,
+    check_stamp,
+    copies,
+    exchanged,
+    write_stamp,
+)
 from percent_ray.models.base import Policy
 from percent_ray.recipe import tree
 
@@ -42,13 +51,14 @@ class ZeroEngine:
         policy.module = self._engine
         self.rank = torch.distributed.get_rank()
         self.world = torch.distributed.get_world_size()
+        self.scale = float(self.world)
         self.device = torch.device(self._engine.device)
 
     def backward(self, loss: Float[Tensor, ""], *, last: bool) -> None:
         # The number of passes varies from step to step, which gradient_accumulation_steps cannot
         # say; and DeepSpeed averages over ranks where this protocol sums.
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * self.world)
+        self._engine.backward(loss * self.scale)
 
     def step(self) -> float:
         norm = self._plain_norm() if self._stage == 0 else None
@@ -66,8 +76,32 @@ class ZeroEngine:
         torch.distributed.all_reduce(reduced, op=operation[op])
         return reduced
 
+    def whole(self) -> AbstractContextManager[None]:
+        return self._gathered(list(self._weights.values()), enabled=self._stage == 3)
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        if self._stage < 3:
+            with exchanged(self._weights, weights):
+                yield
+            return
+        with self.whole():
+            present = {name: w.detach().clone() for name, w in self._weights.items()}
+        self._write(weights)
+        try:
+            yield
+        finally:
+            self._write(present)
+
+    @torch.no_grad()
+    def _write(self, weights: Mapping[str, Tensor]) -> None:
+        """Exactly these into the parts that ZeRO 3 holds, and not into the optimizer's."""
+        with self._gathered(list(self._weights.values()), modifier_rank=0):
+            for name, parameter in self._weights.items():
+                parameter.copy_(weights[name])
+
     def gather(self) -> dict[str, Tensor] | None:
-        with self._gathered(list(self._weights.values()), enabled=self._stage == 3):
+        with self.whole():
             return copies(self._weights) if self.rank == 0 else None
 
     def save(self, folder: Path) -> None:

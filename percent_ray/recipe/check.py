@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from percent_ray.flow import schedule
 from percent_ray.recipe.discover import FAMILIES, SCORERS
 from percent_ray.recipe.paths import DIFFUSERS, EVERY, locate, locate_prompts
+from percent_ray.recipe.section import METHODS
 
 if TYPE_CHECKING:
     from percent_ray.recipe.tree import Recipe
@@ -16,7 +18,7 @@ MEASURED = ("latent", "pixel", "vae")
 
 def problems(recipe: "Recipe") -> Iterator[str]:
     """One line for every problem, that says what to set."""
-    for check in (_modules, _paths, _spaces, _steps, _sizes):
+    for check in (_modules, _paths, _spaces, _steps, _process, _sizes):
         yield from check(recipe)
 
 
@@ -71,6 +73,36 @@ def _spaces(recipe: "Recipe") -> Iterator[str]:
         yield "method.strength auto measures on probes; set monitor.probe_every above 0"
 
 
+def _process(recipe: "Recipe") -> Iterator[str]:
+    sampling = recipe.sampling
+    if not recipe.is_forward:
+        if sampling.solver != "euler":
+            yield (
+                f"sampling.solver {sampling.solver} is of the forward process; set it to euler or "
+                "learner.process to forward"
+            )
+        return
+    if hasattr(recipe.method, "spaces"):
+        others = [name for name, method in METHODS.items() if not hasattr(method, "spaces")]
+        yield (
+            f"method.name {recipe.method.name} acts on denoising steps, which learner.process "
+            f"forward does not have; set learner.process reverse, or method.name to one of "
+            f"{', '.join(others)}"
+        )
+    forward = recipe.forward
+    if forward.distribution == "shifted" and not forward.times:
+        yield "forward.times 0 is all times of a schedule; set it with forward.distribution shifted"
+    try:
+        count = len(schedule.trained_steps(sampling.steps, fraction=sampling.train_fraction))
+        if forward.distribution == "schedule" and forward.times > count:
+            yield (
+                f"forward.times {forward.times} is more than the schedule's {count}; set it lower "
+                "or forward.distribution shifted"
+            )
+    except ValueError as error:
+        yield f"sampling.train_fraction: {error}"
+
+
 def _steps(recipe: "Recipe") -> Iterator[str]:
     try:
         recipe.trained_steps(0)
@@ -88,12 +120,6 @@ def _sizes(recipe: "Recipe") -> Iterator[str]:
             f"learner.updates {recipe.learner.updates} x runtime.learner.workers "
             f"{recipe.runtime.learner.workers} x learner.micro_batch {recipe.learner.micro_batch}"
             f" = {share}; set learner.micro_batch or groups_per_step"
-        )
-    renewed = recipe.objective.reference_every or recipe.objective.reference_kl
-    if renewed and recipe.runtime.backend == "ray" and recipe.learner.zero_stage == 3:
-        yield (
-            "objective.reference_every and reference_kl need whole weights on every rank; "
-            "set learner.zero_stage to 2 or less"
         )
     if recipe.runtime.backend == "local" and recipe.runtime.learner.workers > 1:
         yield (

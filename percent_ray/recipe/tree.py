@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from percent_ray.flow import schedule
+from percent_ray.objective import forward
 from percent_ray.objective.methods.flow_grpo import FlowGrpo
 from percent_ray.recipe.paths import locate
 from percent_ray.recipe.section import AnyMethod, Section
@@ -93,6 +94,8 @@ class Sampling(Section):
     """Eta of the SDE."""
     kind: Literal["flow_sde", "cps"] = "flow_sde"
     """Flow-GRPO's SDE, or coefficients-preserving sampling."""
+    solver: Literal["euler", "dpmpp_2m"] = "euler"
+    """Of the ODE that the forward process samples by: Euler, or DPM-Solver++ 2M."""
     group_size: Annotated[int, Field(ge=2)] = 24
     """Images K of one prompt."""
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
@@ -106,7 +109,7 @@ class Sampling(Section):
     batch_size: PositiveInt = 24
     """Images in one call of the model."""
     storage_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Latents are rounded through it before their log-prob is taken."""
+    """Latents are rounded through it before their log-prob is taken, and finished ones."""
 
 
 class Perceptual(Section):
@@ -143,7 +146,38 @@ class Objective(Section):
     """KL to the reference policy at which it does so, too; 0 is never."""
 
 
+class Forward(Section):
+    """Learning on the forward process, where `learner.process` is forward."""
+
+    loss: forward.Loss = "nft"
+    """DiffusionNFT's, or advantage-weighted matching with the objective's clip ranges."""
+    beta: PositiveFloat = 1.0
+    """b of NFT: how far v+ and v- lie from the old velocity; published 1, or 0.1 for OCR."""
+    times: Annotated[int, Field(ge=0)] = 0
+    """Fresh noises of an image, each at its own time; 0 is one for each time of the schedule."""
+    distribution: forward.Times = "schedule"
+    """Of those times: the trained steps' sigmas, or s u / (1 + (s - 1) u) with u uniform."""
+    shift: PositiveFloat = 3.0
+    """s of `shifted`; 1 is uniform."""
+
+
+class Old(Section):
+    """d = min(most, first + rise x max(0, step - after)), step in learner steps."""
+
+    first: Probability = 0.0
+    """d at first: old <- d old + (1 - d) trained; 0 draws with the trained weights."""
+    rise: NonNegative = 0.001
+    """Of d, each step."""
+    after: Annotated[int, Field(ge=0)] = 0
+    """Steps before d rises."""
+    most: Probability = 0.5
+    """Cap of d."""
+
+
 class Learner(Section):
+    process: Literal["reverse", "forward"] = "reverse"
+    """Replay noisy denoising steps (GRPO), or flow matching on finished images (`forward`)."""
+    old: Old = Old()
     lr: PositiveFloat = 3e-4
     """AdamW learning rate, constant."""
     betas: tuple[Probability, Probability] = (0.9, 0.999)
@@ -224,6 +258,7 @@ class Recipe(Section):
     method: AnyMethod = FlowGrpo()
     """What is added to reward and loss."""
     objective: Objective = Objective()
+    forward: Forward = Forward()
     learner: Learner = Learner()
     data: Data = Data()
     monitor: Monitor = Monitor()
@@ -234,13 +269,21 @@ class Recipe(Section):
         """Images of one learner step."""
         return self.data.groups_per_step * self.sampling.group_size
 
+    @property
+    def is_forward(self) -> bool:
+        """Whether the forward process is learned from, which has no trajectories."""
+        return self.learner.process == "forward"
+
     def trained_steps(self, group_id: int) -> range:
-        """The SDE steps of a group: one range for every group of a learner step. Probe groups
-        (negative ids) all take that of step 0, so that they can be compared along a run.
+        """The SDE steps of a group: one range for every group of a learner step, none in the
+        forward process. Probe groups (negative ids) all take that of step 0, so that they can be
+        compared along a run.
 
         Raises ValueError for a window that does not fit, and where no step would be trained.
         """
         sampling = self.sampling
+        if self.is_forward:
+            return range(0)
         if not sampling.window_size:
             return schedule.trained_steps(sampling.steps, fraction=sampling.train_fraction)
         return schedule.sde_window(
@@ -262,7 +305,10 @@ class Recipe(Section):
         return tuple(dict.fromkeys((*self.of_method("image_spaces"), *self.monitor.spaces)))
 
     def measured_spaces(self, *, probe: bool) -> tuple[str, ...]:
-        """Every space in which the perceptual log-probs of a group's steps are wanted, once."""
+        """Every space in which the perceptual log-probs of a group's steps are wanted, once; none
+        in the forward process, which has no steps."""
+        if self.is_forward:
+            return ()
         watched = self.perceptual.spaces if probe or self.perceptual.measure else ()
         return tuple(dict.fromkeys((*self.of_method("spaces"), *watched)))
 

@@ -6,16 +6,22 @@ Every rank of a group calls every method, in the same order and with the same ar
 import json
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
 from percent_ray.data import arrow
+from percent_ray.learn.batch import Images, chunks, micro_batches
 from percent_ray.learn.ema import Ema
 from percent_ray.learn.engine import Engine
+from percent_ray.learn.forward import Forward
+from percent_ray.learn.old import Old
 from percent_ray.learn.reference import Reference
-from percent_ray.learn.replay import Images, Replay, Tally, chunks, metrics, micro_batches
+from percent_ray.learn.replay import Replay
+from percent_ray.learn.signal import Meter
+from percent_ray.learn.tally import Process, Tally, reduce
 from percent_ray.models.base import Policy
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import ShapedBatch, Span, Update
@@ -30,9 +36,16 @@ class Learner:
         self._recipe = recipe
         self._policy = policy
         self._engine = engine
-        self._reference = Reference(policy, recipe.objective)
-        self._replay = Replay(recipe, policy, self._reference)
+        self._reference = Reference(policy, engine, recipe.objective)
         learner = recipe.learner
+        self._old = Old(policy, engine, learner.old) if recipe.is_forward else None
+        """What groups are drawn with, where that is not the trained weights."""
+        self._process: Process = (
+            Replay(recipe, policy, self._reference)
+            if self._old is None
+            else Forward(recipe, policy, self._reference, self._old)
+        )
+        self._meter = Meter(policy, engine)
         self._ema = (
             Ema(engine, cap=learner.ema_decay, every=learner.ema_every)
             if learner.ema_decay
@@ -51,33 +64,44 @@ class Learner:
         assert batch.version == self.version, f"batch {batch.version}, weights {self.version}"
         start = time.time()
         recipe = self._recipe
-        images = Images(batch)
+        images = Images(batch, self._process.columns(batch))
         seed, updates = recipe.run.seed, recipe.learner.updates
-        parts = chunks(len(images), updates, seed=seed, version=batch.version)
+        parts = chunks(images.groups, updates, seed=seed, version=batch.version)
         tallies: list[Tally] = []
         norms: list[float] = []
         for chunk in parts:
             tallies.append(self._accumulate(images, chunk))
+            self._meter.end_step()
             norms.append(self._engine.step())
             if self._ema is not None:
                 self._ema.step()
         self.version = batch.version + 1
-        self._published = None if parts else self._published
         measured = {"learner/images": float(len(images)), "learner/updates": float(len(parts))}
         if parts:
-            measured |= metrics(tallies, self._engine, referred=images.referred)
+            self._published = None
+            measured |= self._process.metrics(*reduce(tallies, self._engine))
             measured |= {"grad/norm": sum(norms) / len(norms), "grad/norm_max": max(norms)}
-        if images.referred:
+            measured |= self._meter.metrics()
+            if self._old is not None:
+                measured["learner/old_decay"] = self._old.follow(batch.version)
+        if not images.referred:
+            measured.pop("kl/reference", None)
+        else:
             renewed = self._reference.follow(self.version, measured["kl/reference"])
             measured["kl/reference_renewed"] = float(renewed)
         span = Span("update", f"learner-{self._engine.rank}", start, time.time())
         return Update(self.version, measured, span)
 
+    def drawing(self) -> AbstractContextManager[None]:
+        """Inside, the policy is the one of `publish`: the trained one, or in the forward process
+        the old one."""
+        return nullcontext() if self._old is None else self._old()
+
     def publish(self) -> tuple[pa.Table | None, str]:
-        """The trained weights as `arrow.pack` has them, in their own dtype, and their checksum;
-        (None, "") on all ranks but 0."""
+        """The weights that groups are drawn with, as `arrow.pack` has them, in the trained ones'
+        dtype, and their checksum; (None, "") on all ranks but 0."""
         if self._published is None:
-            weights = self._engine.gather()
+            weights = (self._engine if self._old is None else self._old).gather()
             self._published = (
                 (None, "") if weights is None else (arrow.pack(weights), arrow.checksum(weights))
             )
@@ -94,6 +118,9 @@ class Learner:
             weights = self._ema.weights
             save_file(weights, folder / "ema.safetensors")
         self._reference.save(folder)
+        self._meter.save(folder)
+        if self._old is not None:
+            self._old.save(folder)
         self._policy.save(str(folder / "policy"), weights)
         state = {"version": self.version, "ema_steps": self._ema.steps if self._ema else None}
         (folder / "learner.json").write_text(json.dumps(state))
@@ -110,25 +137,28 @@ class Learner:
         if self._ema is not None:
             self._ema.load(steps, load_file(folder / "ema.safetensors"))
         self._reference.load(folder, self._engine.device)
+        self._meter.load(folder)
+        if self._old is not None:
+            self._old.load(folder)
         self.version = state["version"]
         self._published = None
 
     def _accumulate(self, images: Images, chunk: Sequence[int]) -> Tally:
         """The gradients of this rank's share of a chunk."""
-        engine = self._engine
-        tally = Tally(engine.device)
-        mine = list(
-            micro_batches(
-                chunk,
-                rank=engine.rank,
-                world=engine.world,
-                size=self._recipe.learner.micro_batch,
-            )
-        )
-        for number, (numbers, padding) in enumerate(mine):
+        engine, process = self._engine, self._process
+        tally = process.tally(engine.device)
+        size = self._recipe.learner.micro_batch
+        mine = list(micro_batches(chunk, rank=engine.rank, world=engine.world, size=size))
+        passes = process.passes(images.steps)
+        unit = 0
+        for place, (numbers, padding) in enumerate(mine, start=1):
             batch = images.take(numbers, engine.device, padding=padding)
-            for step in range(images.steps):
-                loss = self._replay.loss(batch, step, tally, transitions=len(chunk) * images.steps)
-                last = number == len(mine) - 1 and step == images.steps - 1
-                engine.backward(loss, last=last)
+            for number, loss in enumerate(process.losses(batch, tally), start=1):
+                last = place == len(mine) and number == passes
+                engine.backward(loss / (len(chunk) * passes), last=last)
+            unit += 0 if padding else len(numbers)
+            ahead = mine[place][0] if place < len(mine) else None
+            if ahead is None or images.group(ahead[0]) != images.group(numbers[-1]):
+                self._meter.end_unit(unit / len(chunk))
+                unit = 0
         return tally

@@ -88,7 +88,7 @@ class PerceptionWorker:
             group_id=trajectory.group_id,
             rewards=rewards,
             log_p_perc=scored,
-            log_p_policy=arrow.column(payload, "log_probs").numpy().copy(),
+            log_p_policy=_log_prob(trajectory, payload),
             features=features,
             variance={
                 "latent": variance_per_dimension(final),
@@ -167,6 +167,12 @@ def retried(score: Callable[[], Tensor], *, retries: int) -> Float32[np.ndarray,
             if attempt == retries:
                 raise
     raise AssertionError("unreachable")
+
+
+def _log_prob(trajectory: Trajectory, payload: pa.Table) -> Float32[np.ndarray, "K S"]:
+    if not trajectory.steps:
+        return np.zeros((payload.num_rows, 0), np.float32)
+    return arrow.column(payload, "log_probs").numpy().copy()
 
 
 def _thumbnails(images: UInt8[Tensor, "K 3 H W"]) -> UInt8[np.ndarray, "K 3 h w"]:

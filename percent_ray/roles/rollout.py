@@ -1,7 +1,10 @@
 """The rollout role: one prompt in, one sampled group out. Knows nothing of who calls it."""
 
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -9,8 +12,13 @@ from percent_ray.data import arrow
 from percent_ray.data.conditions import ConditionCache
 from percent_ray.flow import noise, sampler, schedule
 from percent_ray.models.base import Condition, Policy, best_device, family
+from percent_ray.models.solver import solve
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import Prompt, Span, Trajectory
+
+
+NoiseAt = Callable[[int], torch.Tensor]
+"""Noise [B, C, H, W] of a step, of the images of one batch."""
 
 
 class RolloutWorker:
@@ -62,22 +70,15 @@ class RolloutWorker:
         policy, conditions = self._policy, self._conditions
         assert policy is not None
         assert conditions is not None
-        steps = self.recipe.trained_steps(group_id)
-        perceptual = self.recipe.perceptual
-        scored = schedule.scored_steps(
-            steps, perceptual.steps or None, seed=self.recipe.run.seed, group_id=group_id
-        )
         condition = conditions.get(prompt.text)
-        path = self._path(policy, condition, group_id, steps, scored)
+        drawn = (self._images if self.recipe.is_forward else self._path)(
+            policy, condition, group_id
+        )
         return Trajectory(
             group_id=group_id,
             prompt=prompt,
             version=version,
-            steps=steps,
-            std=path.std.numpy(),
-            entropy=path.entropy.numpy(),
-            scored=scored,
-            payload=_table(path, steps),
+            **drawn,
             condition=arrow.pack(condition),
             span=Span("sample", self.worker, start, time.time(), group_id),
         )
@@ -99,28 +100,54 @@ class RolloutWorker:
                 parameter.copy_(tensors[name])
         self._checksum = checksum
 
-    def _path(
-        self,
-        policy: Policy,
-        condition: Condition,
-        group_id: int,
-        steps: range,
-        scored: tuple[int, ...],
-    ) -> sampler.Path:
-        """The group's SDE path on the CPU, sampled in batches."""
+    def _batches(self, policy: Policy, group_id: int) -> Iterator[NoiseAt]:
+        """The noise of the group's images, batch by batch."""
+        sampling = self.recipe.sampling
+        for first in range(0, sampling.group_size, sampling.batch_size):
+            images = range(first, min(first + sampling.batch_size, sampling.group_size))
+
+            def draw(step: int, images: range = images) -> torch.Tensor:
+                seed, shape = self.recipe.run.seed, policy.latent_shape
+                return noise.group_noise(seed, group_id, images, step, shape)
+
+            yield draw
+
+    def _images(self, policy: Policy, condition: Condition, group_id: int) -> dict[str, Any]:
+        """The forward process: the group's finished latents by the ODE, and no steps."""
+        sampling = self.recipe.sampling
+        device = next(policy.module.parameters()).device
+        sigmas = policy.sigmas(sampling.steps).to(device)
+        finished = [
+            solve(
+                lambda latents, sigma: policy.velocity(latents, sigma, condition),
+                draw(noise.INITIAL).to(device),
+                sigmas,
+                solver=sampling.solver,
+            )
+            for draw in self._batches(policy, group_id)
+        ]
+        final = torch.cat(finished).to("cpu", getattr(torch, sampling.storage_dtype))
+        return {
+            "steps": range(0),
+            "std": np.zeros(0, np.float32),
+            "entropy": np.zeros(0, np.float32),
+            "scored": (),
+            "payload": arrow.images_table(final),
+        }
+
+    def _path(self, policy: Policy, condition: Condition, group_id: int) -> dict[str, Any]:
+        """The reverse process: the group's SDE path."""
         recipe, sampling = self.recipe, self.recipe.sampling
+        steps = recipe.trained_steps(group_id)
+        scored = schedule.scored_steps(
+            steps, recipe.perceptual.steps or None, seed=recipe.run.seed, group_id=group_id
+        )
         device = next(policy.module.parameters()).device
         sigmas = policy.sigmas(sampling.steps).to(device)
         spaces = recipe.measured_spaces(probe=group_id < 0)
         clean = recipe.perceptual.decode == "clean" and bool(spaces)
         paths: list[sampler.Path] = []
-        for first in range(0, sampling.group_size, sampling.batch_size):
-            images = range(first, min(first + sampling.batch_size, sampling.group_size))
-
-            def draw(step: int, images: range = images) -> torch.Tensor:
-                seed, shape = recipe.run.seed, policy.latent_shape
-                return noise.group_noise(seed, group_id, images, step, shape)
-
+        for draw in self._batches(policy, group_id):
             path = sampler.rollout(
                 lambda latents, sigma: policy.velocity(latents, sigma, condition),
                 draw(noise.INITIAL).to(device),
@@ -134,7 +161,14 @@ class RolloutWorker:
                 clean_steps=scored if clean else None,
             )
             paths.append(sampler.join([path]))
-        return sampler.join(paths)
+        joined = sampler.join(paths)
+        return {
+            "steps": steps,
+            "std": joined.std.numpy(),
+            "entropy": joined.entropy.numpy(),
+            "scored": scored,
+            "payload": _table(joined, steps),
+        }
 
 
 def _table(path: sampler.Path, steps: range) -> pa.Table:

@@ -38,7 +38,8 @@ class Local:
 
     async def sample(self, group_id: int, prompt: Prompt, version: int) -> Trajectory:
         assert version == self.learner.version, f"asked {version}, have {self.learner.version}"
-        return self.rollout.sample(group_id, prompt, version)
+        with self.learner.drawing():
+            return self.rollout.sample(group_id, prompt, version)
 
     async def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:
         return self.perception.perceive(trajectory, pictures=pictures)

@@ -3,8 +3,9 @@
 A method's module has one frozen dataclass whose `name` is the module's. Its fields are the recipe's
 keys beside `method.name`, with their types, bounds, defaults and docstrings; called with a step's
 `Signals` it returns what it makes of them. What has to be measured for it is told by the names of
-its fields: `spaces` (perceptual log-probs of transitions), `image_spaces` (features of finished
-images) and `judges` (scores that are not part of the reward). KL to the reference and clip ranges
+its fields: `spaces` (log-probs of transitions, perceptual ones where it names any; such a method is
+of the reverse process only), `image_spaces` (features of finished images) and `judges` (scores that
+are not part of the reward). KL to the reference and clip ranges
 are those of the recipe's `objective`, whatever the method: Flow-GRPO with `objective.kl` is table
 1's "w/ KL", with `objective.clip_high` above `clip_low` it is "Clip-Higher".
 
@@ -36,7 +37,7 @@ class Signals:
     scores: Mapping[str, Float32[Tensor, "G K"]]
     """Every score by scorer."""
     log_prob: Float32[Tensor, "G K S"]
-    """log pi_old of the trained steps."""
+    """log pi_old of the trained steps. The forward process has none: S and N are 0 there."""
     log_p_perc: Mapping[str, Float32[Tensor, "G K N"]]
     """Perceptual log-prob (arXiv 2605.12112, eq. 12) of the scored steps, by space."""
     scored: Int64[Tensor, "G N"]
@@ -51,6 +52,11 @@ class Signals:
     advantage_clip: float
     seed: int
 
+    @property
+    def steps(self) -> int:
+        """How many weights an image has: one for each trained step, or one in all."""
+        return max(1, self.log_prob.shape[-1])
+
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
@@ -59,7 +65,7 @@ class Shaped:
     rewards: Float32[Tensor, "G K"]
     """With what the method adds to them."""
     weights: Weights
-    """Every weight [G, K, S]."""
+    """Every weight [G, K, `Signals.steps`]."""
     state: State
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
@@ -84,8 +90,8 @@ def normalized(s: Signals, rewards: Float32[Tensor, "G K"]) -> Shaped:
 
 
 def over_steps(s: Signals, values: Float32[Tensor, "G K"]) -> Float32[Tensor, "G K S"]:
-    """Each image's value at every trained step."""
-    return values.unsqueeze(-1).expand_as(s.log_prob).float()
+    """Each image's value at every of its `s.steps` steps."""
+    return values.unsqueeze(-1).expand(-1, -1, s.steps).float()
 
 
 def columns(s: Signals) -> Int64[Tensor, "G K N"]:

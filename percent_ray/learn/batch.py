@@ -1,0 +1,145 @@
+"""The images of a batch: which ones an optimizer step takes, which of them a rank, and in which
+micro-batches.
+
+Every image counts the same: a micro-batch's loss is a sum over what is learned from its images
+divided by the number of all of it in the whole chunk, on all ranks. So gradients and metrics do not
+depend on how a chunk was cut into ranks and micro-batches.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from percent_ray.data import arrow
+from percent_ray.flow.noise import generator
+from percent_ray.models.base import Condition
+from percent_ray.objective.grpo import Weights, stack
+from percent_ray.types import ShapedBatch
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one rank learns from at once, on its device: B images."""
+
+    columns: Mapping[str, Tensor]
+    """The payload columns that are read, [B, ...], by their names in `data/arrow.py`."""
+    weights: Weights
+    """Every weight [B, S]."""
+    ids: Sequence[tuple[int, int]]
+    """(group id, image in its group) of each."""
+    first: Int64[Tensor, " B"]
+    """Each image's first trained step; 0 in the forward process."""
+    condition: Condition
+    """Every tensor [B, ...]."""
+    padding: bool
+    """Learned from with weight 0, so that all ranks have the same number of micro-batches."""
+
+
+class Images:
+    """The images of a batch, numbered through all its groups, read in place from the groups'
+    tables, which the rows hold.
+
+    Raises ValueError for groups with different numbers of trained steps, and for a payload whose
+    rows or steps are not as many as its weights.
+    """
+
+    def __init__(self, batch: ShapedBatch, columns: Sequence[str]) -> None:
+        self._columns: dict[str, list[Tensor]] = {name: [] for name in columns}
+        self._conditions: list[Condition] = []
+        self._first: list[int] = []
+        self._rows = batch.rows
+        self._index: list[tuple[int, int]] = []
+        """(row, image in its group)."""
+        for number, row in enumerate(batch.rows):
+            payload: pa.Table = row.payload
+            images, count = row.weights.advantage.shape
+            steps = arrow.steps(payload)
+            if payload.num_rows != images:
+                raise ValueError(
+                    f"group {row.group_id} has {payload.num_rows} images and weights of {images}"
+                )
+            if count != max(1, len(steps)):
+                raise ValueError(
+                    f"group {row.group_id} has {len(steps)} trained steps and weights of {count}"
+                )
+            for name, tensors in self._columns.items():
+                tensors.append(arrow.column(payload, name))
+            self._conditions.append(arrow.unpack(row.condition))
+            self._first.append(steps.start)
+            self._index += [(number, image) for image in range(images)]
+        counts = {row.weights.advantage.shape[1] for row in batch.rows}
+        if len(counts) > 1:
+            raise ValueError(f"groups of one step have {sorted(counts)} trained steps")
+        self.steps = counts.pop() if counts else 0
+        """Weights S of every image."""
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def groups(self) -> list[int]:
+        """Images of each group."""
+        return [len(row.weights.advantage) for row in self._rows]
+
+    @property
+    def referred(self) -> bool:
+        """Whether the loss has a KL to the reference policy."""
+        return any(row.weights.kl_reference is not None for row in self._rows)
+
+    def group(self, number: int) -> int:
+        """Which group an image is of."""
+        return self._index[number][0]
+
+    def take(self, numbers: Sequence[int], device: torch.device, *, padding: bool) -> MicroBatch:
+        """The images of `numbers`; only they are copied, and only what is learned from."""
+        index = [self._index[number] for number in numbers]
+        groups = [group for group, _ in index]
+        chosen = [self._rows[g].weights.map(lambda weight, k=k: weight[k]) for g, k in index]
+        return MicroBatch(
+            columns={
+                name: torch.stack([tensors[g][k] for g, k in index]).to(device)
+                for name, tensors in self._columns.items()
+            },
+            weights=stack(chosen).map(lambda weight: weight.to(device)),
+            ids=[(self._rows[g].group_id, k) for g, k in index],
+            first=torch.tensor([self._first[g] for g in groups]),
+            condition={
+                name: torch.cat([self._conditions[g][name] for g in groups]).to(device)
+                for name in self._conditions[groups[0]]
+            },
+            padding=padding,
+        )
+
+
+def chunks(groups: Sequence[int], updates: int, *, seed: int, version: int) -> list[list[int]]:
+    """The images of each optimizer step of the learner step after `version`, out of groups of the
+    given sizes: each group's in a random order, the same on every rank, dealt out to `updates`
+    parts that are as equal as can be, as are a group's shares of them. In a part images are in the
+    order of their groups; empty parts are left out."""
+    source = generator("update", seed, version)
+    parts: list[list[int]] = [[] for _ in range(updates)]
+    start = 0
+    for size in groups:
+        for image in torch.randperm(size, generator=source).tolist():
+            min(parts, key=len).append(start + image)
+        start += size
+    return [part for part in parts if part]
+
+
+def micro_batches(
+    chunk: Sequence[int], *, rank: int, world: int, size: int
+) -> Iterator[tuple[list[int], bool]]:
+    """A rank's share of a chunk, a part of it in order, in micro-batches of at most `size` images,
+    and whether one is padding. Every rank gets the same number of them; one that has run out of
+    images takes the chunk's first with weight 0, as ZeRO's collective calls wait for all ranks.
+    """
+    largest = math.ceil(len(chunk) / world)
+    share = list(chunk[rank * largest : (rank + 1) * largest])
+    for first in range(0, largest, size):
+        images = share[first : first + size]
+        yield (images, False) if images else ([chunk[0]], True)

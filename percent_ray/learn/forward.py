@@ -1,0 +1,168 @@
+"""The forward process: flow matching on finished images, weighted by their advantages."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from percent_ray.flow import noise, schedule
+from percent_ray.learn.batch import MicroBatch
+from percent_ray.learn.old import Old
+from percent_ray.learn.reference import Reference
+from percent_ray.learn.tally import Tally
+from percent_ray.models.base import Condition, Policy
+from percent_ray.objective import forward
+from percent_ray.recipe.tree import Recipe
+from percent_ray.types import ShapedBatch
+
+MEANS = ("loss/total", "kl/reference", "loss/matching", "velocity/moved")
+FARTHEST = "velocity/moved_max"
+
+
+class Forward:
+    """The loss of finished images, noised afresh (`objective/forward.py`); `learn.tally.Process`.
+
+    Times and noises are functions of (run seed, group id, image): learned from anywhere, in any
+    micro-batch, they are the same.
+    """
+
+    def __init__(self, recipe: Recipe, policy: Policy, reference: Reference, old: Old) -> None:
+        self._policy = policy
+        self._reference = reference
+        self._old = old
+        self._recipe = recipe
+        sampling = recipe.sampling
+        steps = schedule.trained_steps(sampling.steps, fraction=sampling.train_fraction)
+        on_schedule = recipe.forward.distribution == "schedule"
+        self._schedule = policy.sigmas(sampling.steps)[: len(steps)] if on_schedule else None
+
+    def columns(self, batch: ShapedBatch) -> Sequence[str]:
+        """The finished latents. Raises ValueError for weights of transitions."""
+        for row in batch.rows:
+            if extra := row.weights.present().keys() - {"advantage", "kl_reference"}:
+                raise ValueError(
+                    f"weights of transitions ({', '.join(sorted(extra))}) in the forward process, "
+                    "which has none; set learner.process reverse"
+                )
+        return ("final",)
+
+    def tally(self, device: torch.device) -> Tally:
+        return Tally(device, sums=MEANS, largest=[FARTHEST])
+
+    def passes(self, steps: int) -> int:
+        return self._recipe.forward.times or len(self._schedule)
+
+    def losses(self, batch: MicroBatch, tally: Tally) -> Iterator[Float32[Tensor, ""]]:
+        """Of every fresh noise. The old policy's velocities at all of them come first, and the
+        reference's, so that weights are exchanged once a micro-batch."""
+        clean = batch.columns["final"].float()
+        times = torch.stack([self._times(group, image) for group, image in batch.ids])
+        drawn = [
+            (self._noise(batch, number, clean), time.to(clean.device))
+            for number, time in enumerate(times.T)
+        ]
+        olds = self._velocities(self._old, clean, drawn, batch.condition)
+        referred = batch.weights.kl_reference is not None
+        references = (
+            self._velocities(self._reference, clean, drawn, batch.condition) if referred else olds
+        )
+        for (eps, time), old, reference in zip(drawn, olds, references, strict=True):
+            velocity = self._policy.velocity(
+                forward.noised(clean, eps, time), time, batch.condition
+            )
+            loss = self._loss(batch, velocity, old, reference, eps - clean, time, tally)
+            yield 0.0 * loss.sum() if batch.padding else loss.sum()
+
+    def metrics(
+        self, means: Mapping[str, float], largest: Mapping[str, list[float]]
+    ) -> dict[str, float]:
+        """`velocity/moved` is how far the trained velocity is from the old one, mean square, and
+        `velocity/first_moved_max` its largest at the first optimizer step: 0 where the trained
+        weights are the old ones."""
+        farthest = largest[FARTHEST]
+        return {**means, FARTHEST: max(farthest), "velocity/first_moved_max": farthest[0]}
+
+    def _loss(
+        self,
+        batch: MicroBatch,
+        velocity: Tensor,
+        old: Tensor,
+        reference: Tensor,
+        target: Tensor,
+        time: Tensor,
+        tally: Tally,
+    ) -> Float32[Tensor, " B"]:
+        weights, settings = batch.weights.map(lambda weight: weight[:, 0]), self._recipe.forward
+        objective = self._recipe.objective
+        if settings.loss == "nft":
+            loss = forward.nft_loss(
+                velocity,
+                old,
+                target,
+                time,
+                weights.advantage,
+                beta=settings.beta,
+                clip=objective.advantage_clip,
+            )
+        else:
+            loss = forward.awm_loss(
+                velocity,
+                old,
+                target,
+                weights.advantage,
+                clip_low=objective.clip_low,
+                clip_high=objective.clip_high,
+            )
+        moved = forward.mean_square(velocity.detach() - old)
+        kl = torch.zeros_like(moved)
+        if weights.kl_reference is not None:
+            kl = forward.mean_square(velocity - reference)
+            loss = loss + weights.kl_reference * kl
+        if not batch.padding:
+            matching = forward.mean_square(velocity.detach() - target)
+            sums = zip(MEANS, (loss, kl, matching, moved), strict=True)
+            tally.add(
+                len(loss),
+                {name: values.double().sum() for name, values in sums},
+                {FARTHEST: moved.amax()},
+            )
+        return loss
+
+    @torch.no_grad()
+    def _velocities(
+        self,
+        whose: Old | Reference,
+        clean: Tensor,
+        drawn: list[tuple[Tensor, Tensor]],
+        condition: Condition,
+    ) -> list[Tensor]:
+        """Those of the old policy, or of the reference, at every fresh noise."""
+        with whose():
+            return [
+                self._policy.velocity(forward.noised(clean, eps, time), time, condition)
+                for eps, time in drawn
+            ]
+
+    def _times(self, group: int, image: int) -> Float32[Tensor, " n"]:
+        settings = self._recipe.forward
+        return forward.draw_times(
+            self._schedule,
+            count=settings.times,
+            shift=settings.shift,
+            source=noise.generator("forward_times", self._recipe.run.seed, group, image),
+        )
+
+    def _noise(
+        self, batch: MicroBatch, number: int, clean: Tensor
+    ) -> Float32[Tensor, "B C H W"]:
+        """The `number`-th fresh noise of each image."""
+        seed = self._recipe.run.seed
+        rows = [
+            torch.randn(
+                clean.shape[1:],
+                generator=noise.generator("forward_noise", seed, group, image, number),
+            )
+            for group, image in batch.ids
+        ]
+        return torch.stack(rows).to(clean.device)

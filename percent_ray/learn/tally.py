@@ -1,0 +1,71 @@
+"""Counting while learning: sums and maxima that wait for nothing, and who fills them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from percent_ray.learn.batch import MicroBatch
+from percent_ray.learn.engine import Engine
+from percent_ray.types import ShapedBatch
+
+
+class Tally:
+    """What one optimizer step has learned from, by name, kept on its device."""
+
+    def __init__(self, device: torch.device, *, sums: Sequence[str], largest: Sequence[str]) -> None:
+        self._names = tuple(sums), tuple(largest)
+        self.sums = torch.zeros(1 + len(sums), dtype=torch.float64, device=device)
+        """The number of losses, then the sums by name."""
+        self.largest = torch.zeros(len(largest), dtype=torch.float64, device=device)
+
+    def add(self, count: int, sums: Mapping[str, Tensor], largest: Mapping[str, Tensor]) -> None:
+        """What one pass over `count` images has: 0-d tensors."""
+        added = [torch.full_like(self.sums[0], count)]
+        added += [sums[name].detach().double() for name in self._names[0]]
+        self.sums += torch.stack(added)
+        seen = [largest[name].detach().double() for name in self._names[1]]
+        self.largest = torch.maximum(self.largest, torch.stack(seen))
+
+
+class Process(Protocol):
+    """How an image is learned from: by a replay of its trajectory, or by flow matching."""
+
+    def columns(self, batch: ShapedBatch) -> Sequence[str]:
+        """Those of the payloads that the batch is learned from by."""
+        ...
+
+    def tally(self, device: torch.device) -> Tally:
+        """An empty one."""
+        ...
+
+    def passes(self, steps: int) -> int:
+        """How many losses an image of `steps` weights has."""
+        ...
+
+    def losses(self, batch: MicroBatch, tally: Tally) -> Iterator[Float32[Tensor, ""]]:
+        """`passes` losses, each the sum over the images, with gradients. Each must have been
+        stepped back through before the next is asked for. Adds what is not padding to `tally`."""
+        ...
+
+    def metrics(self, means: Mapping[str, float], largest: Mapping[str, list[float]]) -> dict[str, float]:
+        """What a learner step logs, of `reduce`'s results."""
+        ...
+
+
+def reduce(
+    tallies: Sequence[Tally], engine: Engine
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Over all ranks: means over everything that a learner step has learned from, and the largest
+    values of each of its optimizer steps. One tally for each of them."""
+    sums, largest = tallies[0]._names
+    total = engine.all_reduce(torch.stack([tally.sums for tally in tallies]).sum(0), "sum")
+    count, *values = total.tolist()
+    seen = engine.all_reduce(torch.cat([tally.largest for tally in tallies]), "max")
+    by_step = seen.reshape(len(tallies), -1).T.tolist()
+    return (
+        {name: value / count for name, value in zip(sums, values, strict=True)},
+        dict(zip(largest, by_step, strict=True)),
+    )
