@@ -16,7 +16,7 @@ from pathlib import Path
 from percent_ray.recipe.load import differences
 from percent_ray.recipe.tree import Recipe
 
-FORMAT = 2
+FORMAT = 3
 PARTIAL = ".partial-"
 
 
