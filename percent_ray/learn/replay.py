@@ -56,6 +56,8 @@ class Replay:
 
     def _loss(self, batch: MicroBatch, step: int, tally: Tally) -> Float32[Tensor, ""]:
         weights = batch.weights.map(lambda weight: weight[:, step])
+        # Before the policy's own pass: ZeRO 3 writes other weights into what that pass has saved.
+        reference = None if weights.kl_reference is None else self._referred(batch, step)
         loss, ratio, kl = transition_loss(
             self._transition(batch, step),
             batch.columns["latents"][:, step + 1],
@@ -64,7 +66,7 @@ class Replay:
             clip_low=self._objective.clip_low,
             clip_high=self._objective.clip_high,
             old_mean=None if weights.kl_old is None else batch.columns["means"][:, step],
-            reference=None if weights.kl_reference is None else self._referred(batch, step),
+            reference=reference,
             kl_form=self._objective.kl_form,
         )
         if batch.padding:

@@ -43,6 +43,43 @@ def test_a_local_run_is_deterministic_and_on_policy_at_first(world, tmp_path, st
     assert [m["staleness/max"] for m in metrics] == [0, staleness, 0], "version 2 is a checkpoint"
 
 
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_the_forward_process_has_no_policy_entropy_and_no_ratio(world, tmp_path, staleness: int):
+    recipe = worlds.recipe(world, tmp_path, backend="local", max_staleness=staleness)
+    recipe = worlds.forward(recipe)
+    once, again = run_locally(recipe), run_locally(recipe)
+    assert worlds.numbers(once) == worlds.numbers(again)
+    for metrics in [*worlds.numbers(once), *once.probed]:
+        assert not [name for name in metrics if name.startswith(("entropy/", "ratio/"))]
+        assert "diversity/vendi_clip" in metrics
+        assert all(math.isfinite(value) for value in metrics.values())
+    first, second, _ = worlds.numbers(once)
+    assert first["velocity/first_moved_max"] == 0, "drawn and learned by the same weights"
+    assert second["velocity/first_moved_max"] > 0, "the old policy is behind"
+    assert [m["staleness/max"] for m in worlds.numbers(once)] == [0, staleness, 0]
+
+
+@pytest.mark.parametrize(
+    ("method", "loss", "solver"),
+    [
+        ({"name": "flow_grpo"}, "awm", "euler"),
+        ({"name": "marginal_pec", "image_spaces": ["clip"], "strength": "auto"}, "nft", "dpmpp_2m"),
+        ({"name": "gardo", "image_spaces": ["clip"]}, "nft", "euler"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else value,
+)
+def test_every_method_of_finished_images_runs_forward(world, tmp_path, method, loss, solver):
+    base = worlds.forward(worlds.recipe(world, tmp_path, backend="local"))
+    fields = base.model_dump() | {"method": method}
+    fields["run"]["steps"] = 1
+    fields["forward"]["loss"] = loss
+    fields["sampling"]["solver"] = solver
+    [metrics] = worlds.numbers(run_locally(Recipe.model_validate(fields)))
+    assert metrics["learner/updates"] == 2
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert ("kl/reference" in metrics) == (method["name"] == "gardo")
+
+
 @pytest.mark.parametrize(
     ("method", "perceptual"),
     [
@@ -139,10 +176,15 @@ def louder(step: Transition) -> Transition:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_invariant_9_the_ray_runtime_gives_the_local_numbers(world, tmp_path, ray_cluster):
+@pytest.mark.parametrize("process", ["reverse", "forward"])
+def test_invariant_9_the_ray_runtime_gives_the_local_numbers(
+    world, tmp_path, ray_cluster, process
+):
     from percent_ray.runtime.cluster import Cluster
 
     recipe = worlds.recipe(world, tmp_path)
+    if process == "forward":
+        recipe = worlds.forward(recipe)
 
     async def on_ray() -> FakeObserver:
         roles = await Cluster.start(

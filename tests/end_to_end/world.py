@@ -59,6 +59,15 @@ def recipe(world: Path, runs: Path, **runtime: Any) -> Recipe:
     )
 
 
+def forward(recipe: Recipe) -> Recipe:
+    """The same by the forward process, whose old policy is not the trained one."""
+    fields = recipe.model_dump()
+    fields["method"] = {"name": "marginal_pec", "image_spaces": ["clip"]}
+    fields["learner"] |= {"process": "forward", "old": {"first": 0.3, "most": 0.3}}
+    fields["forward"] |= {"times": 2}
+    return Recipe.model_validate(fields)
+
+
 def first(recipe: Recipe) -> Prompt:
     """What scorers are tried on."""
     return read_prompts(locate_prompts(recipe.data.prompts))[0]

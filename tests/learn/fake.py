@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from percent_ray.data import arrow
 from percent_ray.flow.noise import generator, group_noise
-from percent_ray.flow.sampler import rollout
+from percent_ray.flow.sampler import ode, rollout
 from percent_ray.models.base import Condition
 from percent_ray.objective.grpo import Weights
 from percent_ray.recipe import tree
@@ -153,7 +153,8 @@ def draw_batch(
 
 def weights(recipe: tree.Recipe, advantages: Tensor) -> Weights:
     """The same advantage at every step, and the KL of the recipe's objective."""
-    advantage = advantages.unsqueeze(-1).repeat(1, recipe.sampling.steps - 1)
+    steps = 1 if recipe.is_forward else recipe.sampling.steps - 1
+    advantage = advantages.unsqueeze(-1).repeat(1, steps)
     kl = torch.full_like(advantage, recipe.objective.kl) if recipe.objective.kl else None
     return Weights(advantage, kl_reference=kl)
 
@@ -164,6 +165,13 @@ def draw_group(
     def draw(step: int) -> Tensor:
         return group_noise(recipe.run.seed, group_id, range(images), step, SHAPE)
 
+    if recipe.is_forward:
+        final = ode(
+            lambda latents, sigma: policy.velocity(latents, sigma, condition),
+            draw(-1),
+            policy.sigmas(recipe.sampling.steps),
+        )
+        return arrow.images_table(final)
     steps = range(recipe.sampling.steps - 1)
     path = rollout(
         lambda latents, sigma: policy.velocity(latents, sigma, condition),

@@ -10,6 +10,7 @@ import torch
 
 from percent_ray.data import arrow
 from percent_ray.learn.zero import ZeroEngine
+from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, draw_batch
@@ -31,6 +32,19 @@ def with_learner(recipe: Recipe, **changes: Any) -> Recipe:
     return recipe.model_copy(update={"learner": recipe.learner.model_copy(update=changes)})
 
 
+def forward(recipe: Recipe) -> Recipe:
+    """The forward process, with an old policy that is not the trained one."""
+    old = tree.Old(first=0.5, most=0.5)
+    recipe = with_learner(recipe, process="forward", old=old)
+    return recipe.model_copy(update={"forward": tree.Forward(times=2)})
+
+
+def renewing(recipe: Recipe) -> Recipe:
+    """A reference that is renewed at every step."""
+    objective = recipe.objective.model_copy(update={"reference_every": 1})
+    return recipe.model_copy(update={"objective": objective})
+
+
 def rank_main(rank: int, port: int, recipe: Recipe, folder: Path) -> None:
     """Writes every result of this rank to FOLDER/RANK.pt."""
     torch.set_num_threads(1)
@@ -44,6 +58,13 @@ def rank_main(rank: int, port: int, recipe: Recipe, folder: Path) -> None:
     results: dict = {"stages": {}}
     for stage in (0, 1, 2, 3):
         results["stages"][stage] = one_stage(with_learner(recipe, zero_stage=stage))
+    results["forward"] = {
+        stage: one_stage(with_learner(forward(recipe), zero_stage=stage)) for stage in (0, 1, 2, 3)
+    }
+    results["forward_resumed"] = resume(
+        with_learner(forward(recipe), zero_stage=3), folder / "checkpoint_forward"
+    )
+    results["renewed"] = one_stage(with_learner(renewing(recipe), zero_stage=3))
     results["unclipped"] = one_stage(with_learner(recipe, zero_stage=1, max_grad_norm=0.0))
     results["mixed"] = one_stage(with_learner(recipe, zero_stage=3), dtype=torch.bfloat16)
     results["resumed"] = resume(with_learner(recipe, zero_stage=2), folder / "checkpoint")

@@ -7,7 +7,7 @@ from percent_ray.data import arrow
 from percent_ray.learn.engine import TorchEngine
 from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, fake_recipe
-from tests.learn.ranks import rank_main, train, with_learner
+from tests.learn.ranks import forward, rank_main, renewing, train, with_learner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -50,7 +50,10 @@ def largest_gap(one, other):
 
 
 def assert_same_metrics(found, expected):
+    """But for what is measured on units, which are micro-batches of their own on every rank."""
     for one, other in zip(found, expected, strict=True):
+        split = ("signal/gradient", "signal/noise")
+        one, other = ({k: v for k, v in m.items() if k not in split} for m in (one, other))
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
@@ -80,6 +83,42 @@ def test_invariant_6_loss_does_not_depend_on_micro_batches(recipe, whole, micro_
     assert_same_metrics(found, metrics)
     assert largest_gap(cut, weights) < 1e-7
     assert largest_gap(cut_average, average) < 1e-7
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_the_forward_process_on_two_ranks_equals_one_process(recipe, ranks, stage):
+    """Also with an old policy that ZeRO 3 holds in parts."""
+    metrics, weights, average = plain_torch(forward(recipe))
+    zero = ranks[0]["forward"][stage]
+    assert metrics[1]["velocity/first_moved_max"] > 1e-9, "the old policy is another one"
+    assert_same_metrics(zero["metrics"], metrics)
+    assert largest_gap(zero["weights"], weights) < 1e-6
+    assert largest_gap(zero["ema"], average) < 1e-6
+
+
+def test_the_forward_process_resumes_under_zero_3(ranks):
+    straight, resumed = ranks[0]["forward"][3], ranks[0]["forward_resumed"]
+    assert_same_metrics(resumed["metrics"], straight["metrics"][1:])
+    assert largest_gap(resumed["weights"], straight["weights"]) < 1e-6
+
+
+def test_a_renewed_reference_under_zero_3(recipe, ranks):
+    metrics, weights, _ = plain_torch(renewing(recipe))
+    found = ranks[0]["renewed"]
+    assert [m["kl/reference_renewed"] for m in metrics] == [1, 1]
+    assert_same_metrics(found["metrics"], metrics)
+    assert largest_gap(found["weights"], weights) < 1e-6
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_signal_and_noise_are_measured_on_the_gradient_that_is_applied(ranks, stage):
+    """Whatever the units: together they are its squared norm, over all ranks."""
+    for found in (ranks[0]["stages"][stage], ranks[0]["forward"][stage]):
+        for metrics in found["metrics"]:
+            larger = metrics["grad/norm_max"]
+            smaller = 2 * metrics["grad/norm"] - larger
+            square = metrics["signal/gradient"] + metrics["signal/noise"]
+            assert square == pytest.approx((larger**2 + smaller**2) / 2, rel=0.05)
 
 
 def test_without_a_clip(recipe, ranks):
