@@ -24,6 +24,7 @@ from percent_ray.monitor.tracking import Status, Tracker
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.recipe.paths import locate_prompts
+from percent_ray.recipe.process import notes
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import Prompt, Span
 
@@ -74,7 +75,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     try:
         with terminal:
             roles = await _start(recipe, folder, source, prompts[0])
-            terminal.say("\n".join(roles.loaded))
+            terminal.say("\n".join([*roles.loaded, *notes(recipe)]))
             loop = Loop(
                 recipe,
                 roles,

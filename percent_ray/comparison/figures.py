@@ -95,6 +95,26 @@ def frontier(results: Results, path: Path) -> bool:
     return _panels(path, panels, xlabel=xlabel, columns=2, one_legend=True)
 
 
+def spending(results: Results, path: Path) -> bool:
+    """Reward and diversity of judged checkpoints against images sampled, and against minutes of
+    training, the base at 0."""
+    colours = _colours(results)
+    panels: dict[str, list[Band]] = {}
+    columns = (results.reward, *(f"vendi/{space}" for space in results.others))
+    for place, (unit, scale) in enumerate((("images sampled", 1), ("minutes", 60))):
+        for column in columns:
+            bands = panels[f"{column.removeprefix('quality/')} against {unit}"] = []
+            for name, runs in results.runs.items():
+                row = results.rows[name]
+                if any(not len(run.spent()[place]) for run in runs):
+                    continue
+                _, spent, _ = _mean([(run.judged(column)[0], run.spent()[place]) for run in runs])
+                _, values, _ = _mean([run.judged(column) for run in runs])
+                style = {"color": colours[name], "marker": "o", **STYLES[row.kind]}
+                bands.append(Band(row.label, spent / scale, values, style=style))
+    return _panels(path, panels, xlabel="", columns=len(columns), one_legend=True)
+
+
 def figure_2(results: Results, path: Path) -> bool:
     """Flow-GRPO: policy entropy is constant while the variance falls in every space."""
     runs = _reference(results)
@@ -198,6 +218,7 @@ def figure_s4(results: Results, path: Path) -> bool:
 FIGURES: Mapping[str, Callable[[Results, Path], bool]] = {
     "Pictures: the same prompts and the same noise": samples,
     "Frontier: diversity against reward over training": frontier,
+    "Reward and diversity against images and time": spending,
     "Figure 2: policy entropy is constant while variance falls": figure_2,
     "Figure 4: what advantages pull towards; reward std and feature variance": figure_4,
     "Figure 5: the law R = -a exp(H) + b, by space": figure_5,

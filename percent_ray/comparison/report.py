@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from percent_ray.comparison import figures
 from percent_ray.comparison.results import Results
-from percent_ray.comparison.tables import GAIN, STOPPED, THERE, Line, Tables, spread
+from percent_ray.comparison.tables import GAIN, SPENT, STOPPED, THERE, Line, Tables, spread
 from percent_ray.evaluation.aggregate import mean_and_std
 from percent_ray.monitor.tracking import Tracker
 
@@ -113,6 +113,7 @@ def _numbers(results: Results, tables: Tables) -> dict[str, object]:
                 line.name: {
                     "kept": {space: line.cells[space] for space in results.vendi},
                     "reached": line.cells[THERE][0],
+                    "spent": {name: line.cells[name] for name in SPENT},
                     "gain": mean_and_std(line.cells[GAIN]),
                 }
                 for line in lines

@@ -11,6 +11,7 @@ import numpy as np
 from percent_ray.comparison.plan import BASE, Comparison, Plan, Row
 from percent_ray.evaluation.quality import LATENT
 from percent_ray.monitor import history
+from percent_ray.monitor.metrics import IMAGES_PER_S, STEP_S
 from percent_ray.recipe.tree import Recipe
 
 RESULT = "evaluation.json"
@@ -43,6 +44,20 @@ class Run:
         """A metric over the judged checkpoints."""
         versions = sorted(self.evaluations)
         return np.array(versions), np.array([self.evaluations[v][name] for v in versions])
+
+    def spent(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images sampled and seconds of training up to each judged checkpoint, in order; empty
+        where the metrics file lacks a step of them."""
+        try:
+            seconds = [self.steps[step][STEP_S] for step in range(max(self.evaluations))]
+            speeds = [self.steps[step][IMAGES_PER_S] for step in range(max(self.evaluations))]
+        except KeyError:
+            return np.array([]), np.array([])
+        images = np.array(seconds) * speeds
+        sums = (np.concatenate([[0.0], np.cumsum(values)]) for values in (images, seconds))
+        versions = sorted(self.evaluations)
+        sampled, clock = (values[versions] for values in sums)
+        return sampled, clock
 
     def pictures(self) -> np.ndarray:
         """Of the last checkpoint, uint8 [P, K, 3, H, W]."""

@@ -15,6 +15,8 @@ SHARES = (0.5, 0.9)
 """Of the reference's reward gain: where methods are compared at the same reward."""
 THERE = "seeds there"
 GAIN = "last gain"
+SPENT = ("images", "minutes")
+"""Of training, until the reward was reached."""
 STOPPED = "early_stopping"
 CHOSEN = "choosing"
 
@@ -108,7 +110,8 @@ def chosen(results: Results, space: str) -> Curve:
 
 def matched(results: Results, share: float) -> list[Line]:
     """Every row at the reward of `share` of the reference's gain: what its seeds that get there
-    have kept, by space, and what share of the gain its last checkpoints have.
+    have kept, by space, what share of the gain its last checkpoints have, and what getting there
+    has taken.
 
     Then two lines to compare with: `STOPPED`, by seed the best that stopping any reference row
     early, at the best learning rate, would have done; and `CHOSEN`, choosing among the base's own
@@ -126,7 +129,8 @@ def matched(results: Results, share: float) -> list[Line]:
         gains = [(run.last[results.reward] - start) / (whole - start) for run in runs]
         cells = {space: left(space, runs) for space in spaces}
         there = len(cells[spaces[0]])
-        lines.append(_line(results, name, {THERE: [there], GAIN: gains, **cells}))
+        cells = {THERE: [there], GAIN: gains, **cells, **_spent(results, runs, wanted)}
+        lines.append(_line(results, name, cells))
     by_seed = [[r for r in results.references if r.seed == s] for s in results.comparison.seeds]
     stopped: dict[str, list[float]] = {}
     for space in spaces:
@@ -134,9 +138,21 @@ def matched(results: Results, share: float) -> list[Line]:
         stopped[space] = [max(shares) for shares in seeds if shares]
     choice = {space: left(space, [chosen(results, space)]) for space in spaces}
     label = "early stopping at the best learning rate, by seed"
-    lines.append(Line(STOPPED, label, "reference", {THERE: [], GAIN: [], **stopped}))
+    none = {THERE: [], GAIN: []}, dict.fromkeys(SPENT, [])
+    lines.append(Line(STOPPED, label, "reference", {**none[0], **stopped, **none[1]}))
     label = "choosing among the base model's own pictures"
-    return [*lines, Line(CHOSEN, label, "base", {THERE: [], GAIN: [], **choice})]
+    return [*lines, Line(CHOSEN, label, "base", {**none[0], **choice, **none[1]})]
+
+
+def _spent(results: Results, runs: Sequence[Run], reward: float) -> dict[str, list[float]]:
+    """Images sampled, and minutes, until each run first reaches a reward."""
+    found: dict[str, list[float]] = {name: [] for name in SPENT}
+    for run in runs:
+        for name, values, unit in zip(SPENT, run.spent(), (1, 60), strict=True):
+            _, rewards = run.judged(results.reward)
+            value = aggregate.at_reward(rewards, values, reward) if len(values) else None
+            found[name] += [] if value is None else [value / unit]
+    return found
 
 
 @dataclass(frozen=True)

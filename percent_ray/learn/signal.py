@@ -21,6 +21,7 @@ BUCKETS = 2**14
 """Numbers of a sketch: a squared norm is right to sqrt(2 / BUCKETS), 1.1 %."""
 PERIOD = 4_194_301
 """Random signs, a prime number of them: no two elements that share a bucket share a sign."""
+MEMORY = 0.9
 FILE = "signal.safetensors"
 
 
@@ -66,6 +67,9 @@ class Meter:
         """Of the gradients since the last `end_unit`."""
         self._total = self._zeros(BUCKETS + 2)
         """Of the optimizer step: the sketch, sum |G_u|^2 and sum p_u^2."""
+        self._past = self._zeros(BUCKETS)
+        self._steps = 0
+        self._lasting: list[Tensor] = []
         self._measured: list[Tensor] = []
         """Signal and noise of each optimizer step since the last `metrics`."""
         self._weights = self._sketched()
@@ -86,7 +90,9 @@ class Meter:
     def end_step(self) -> None:
         """All ranks have passed through the units of one optimizer step. Every rank enters."""
         total = self._engine.all_reduce(self._total, "sum")
-        whole, units, shares = total[:-2].square().sum(), total[-2], total[-1]
+        gradient, units, shares = total[:-2], total[-2], total[-1]
+        whole = gradient.square().sum()
+        self._lasting.append(gradient)
         # One unit has nothing to be compared with.
         signal = (whole - units) / (1 - shares).clamp_min(1e-12)
         if shares < 1 - 1e-9:
@@ -101,7 +107,16 @@ class Meter:
         if self._measured:
             signal, noise = torch.stack(self._measured).mean(0).tolist()
             found = {"signal/gradient": signal, "signal/noise": noise}
-        self._measured = []
+        if self._lasting:
+            gradient = torch.stack(self._lasting).mean(0)
+            found["signal/whole"] = gradient.square().sum().item()
+            if self._steps:
+                past = self._past / (1 - MEMORY**self._steps)
+                found["signal/lasting"] = (gradient @ past).item()
+                found["signal/past"] = past.square().sum().item()
+            self._past = MEMORY * self._past + (1 - MEMORY) * gradient
+            self._steps += 1
+        self._measured, self._lasting = [], []
         before, self._weights = self._weights, self._sketched()
         last, self._update = self._update, self._weights - before
         if last is not None and self._update.any() and last.any():

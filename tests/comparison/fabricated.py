@@ -117,6 +117,8 @@ def probe(step: int, gain: float) -> dict[str, float]:
         "entropy/policy_schedule": 0.84,
         "advantage/p_max": 0.2,
         "advantage/p_min": 0.01,
+        "time/step_s": 30.0,
+        "throughput/images_per_s": 0.5,
         "probe/reward/mean": BASE_REWARD + gain,
         "probe/reward/std_in_group": 0.05,
     }

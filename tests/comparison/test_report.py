@@ -51,6 +51,21 @@ def test_matched_reward_is_read_where_a_training_first_gets_there(plan):
     assert lines["ours"].cells[tables.GAIN] == [pytest.approx(0.95)] * 2
 
 
+def test_matched_says_what_getting_there_has_taken(plan):
+    """15 images and half a minute a step; a run without a metrics file has no clock."""
+    read = results.read(plan)
+    [run, _] = read.runs["flow_grpo"]
+    images, seconds = run.spent()
+    np.testing.assert_allclose(images, [0, 75, 150, 225, 300])
+    np.testing.assert_allclose(seconds, [0, 150, 300, 450, 600])
+    cells = by_name(read, 0.9)["flow_grpo"].cells
+    assert cells["images"] == [pytest.approx(0.9 * 300)] * 2
+    assert cells["minutes"] == [pytest.approx(0.9 * 10)] * 2
+    assert by_name(read, 0.9)["slow"].cells["images"] == []
+    torn = replace(run, steps={k: v for k, v in run.steps.items() if k != 7})
+    assert [len(values) for values in torn.spent()] == [0, 0]
+
+
 def test_early_stopping_is_the_best_reference_of_each_seed(plan):
     read = results.read(plan)
     lines = by_name(read, 0.3)
@@ -61,7 +76,7 @@ def test_early_stopping_is_the_best_reference_of_each_seed(plan):
     assert by_name(only, 0.3)[tables.STOPPED].cells["vendi/dino"] == [slow[0], fast[1]]
     assert by_name(read, 0.9)[tables.STOPPED].cells == {
         **by_name(read, 0.9)["flow_grpo"].cells,
-        **{tables.THERE: [], tables.GAIN: []},
+        **{tables.THERE: [], tables.GAIN: [], "images": [], "minutes": []},
     }
 
 
@@ -127,7 +142,7 @@ def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     page = report.write(read, numbers, "python jobs/compare.py <x>")
     text = page.read_text()
     assert 'src="data:image/png;base64,' in text
-    assert text.count("<img ") == 8
+    assert text.count("<img ") == 9
     assert text.count("choosing among the base model") == 2
     assert "://" not in text, "base64 may well have http in it"
     assert "python jobs/compare.py &lt;x&gt;" in text
@@ -146,7 +161,7 @@ def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     assert numbers["curves"]["pec"]["1"]["20"]["quality/pickscore"] == pytest.approx(0.21)
     drawn = sorted(path.stem for path in (page.parent / "figures").glob("*.png"))
     assert drawn == sorted(
-        ["frontier", "samples", *(f"figure_{name}" for name in ("2", "4", "5", "6", "7", "s4"))]
+        ["frontier", "samples", "spending", *(f"figure_{name}" for name in ("2", "4", "5", "6", "7", "s4"))]
     )
 
 
@@ -194,9 +209,10 @@ def test_the_page_shows_the_numbers_of_the_tables(plan):
     assert (base[dino], reference[dino]) == ("8.000", "3.970 ±0.014")
     *rows, stopped, chosen = page.tables["At the same reward: 90% of the reference's gain"]
     assert [*rows[1][:3], rows[1][4]] == ["Flow-GRPO 2", "2", "100%", "55% ±0%"]
-    assert rows[2] == ["Flow-GRPO, slow 2", "0", "40%", "-", "-", "-", "-"]
-    assert stopped[3:] == ["55% to 55%"] * 4
-    assert chosen[3:] == ["85%"] * 4
+    assert rows[2] == ["Flow-GRPO, slow 2", "0", "40%", *["-"] * 6]
+    assert rows[1][-2:] == ["270", "9.0"]
+    assert stopped[3:] == [*["55% to 55%"] * 4, "-", "-"]
+    assert chosen[3:] == [*["85%"] * 4, "-", "-"]
     head, *rows = page.tables["Above the frontier"]
     assert head[1] == "vendi/clip R² 0.98, of all rows 0.47"
     assert rows[3][1] == "+23.8% ±0.1%"

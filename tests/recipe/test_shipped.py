@@ -20,7 +20,11 @@ def test_the_shipped_recipes_are_there():
         "shapes_pec_paper",
         "shapes_pcvae",
         "shapes_geneval",
+        "shapes_nft",
+        "shapes_nft_pec",
         "sd35_medium_pickscore_pec",
+        "sd35_medium_pickscore_nft_pec",
+        "sd35_medium_geneval_nft",
         "sd35_medium_geneval_pec",
     }
 
@@ -77,3 +81,18 @@ def test_sd35_medium_carries_flow_grpos_hyper_parameters():
         assert (got.model.lora_rank, got.model.lora_alpha, got.learner.lr) == (32, 64, 3e-4)
         assert (got.objective.clip_low, got.objective.advantage_clip) == (1e-4, 5)
         assert [k for k, scorer in got.scorers.items() if scorer.weight] == [name]
+
+
+def test_sd35_medium_carries_diffusion_nfts_settings():
+    for name, method in (("pickscore_nft_pec", "marginal_pec"), ("geneval_nft", "flow_grpo")):
+        got = recipe.load(FOLDER / f"sd35_medium_{name}.yaml")
+        assert (got.learner.process, got.method.name) == ("forward", method)
+        assert (got.sampling.steps, got.sampling.solver, got.model.guidance) == (10, "dpmpp_2m", 1)
+        assert (got.data.groups_per_step, got.sampling.group_size) == (48, 24)
+        assert (got.forward.loss, got.forward.beta, got.forward.times) == ("nft", 1, 0)
+        assert (got.objective.advantage_clip, got.objective.kl) == (5, 1e-4)
+        assert got.learner.old.model_dump() == {"first": 0, "rise": 1e-3, "after": 0, "most": 0.5}
+        assert (got.learner.lr, got.learner.updates, got.learner.weight_decay) == (3e-4, 1, 1e-4)
+        assert (got.model.lora_rank, got.model.lora_alpha) == (32, 64)
+        assert (got.learner.ema_decay, got.learner.ema_every) == (0.9, 1)
+        assert [k for k, s in got.scorers.items() if s.weight] == [name.partition("_")[0]]

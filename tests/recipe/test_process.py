@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import pytest
+
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.load import RecipeError
+from percent_ray.recipe.process import notes
+
+RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
+NFT = RECIPES / "shapes_nft.yaml"
+
+
+def test_the_reverse_process_has_nothing_to_say():
+    assert notes(recipes.load(RECIPES / "shapes_pec.yaml")) == []
+
+
+def test_the_forward_process_says_what_it_does_not_measure_and_not_read():
+    measured, unread = notes(recipes.load(NFT))
+    assert "policy and perceptual entropy have no meaning and are not measured" in measured
+    assert unread == (
+        "not read under learner.process forward: objective.clip_low 0.001, "
+        "objective.clip_high 0.001"
+    )
+    set_more = ["--sampling.noise_level", "0.9", "--perceptual.decode", "clean"]
+    [_, unread] = notes(recipes.load(NFT, set_more))
+    assert "sampling.noise_level 0.9, perceptual.decode clean, " in unread
+    [_, unread] = notes(recipes.load(NFT, ["--forward.loss", "awm", "--forward.beta", "0.1"]))
+    assert unread.endswith("forward: forward.beta 0.1")
+
+
+def test_keys_of_the_forward_process_are_not_read_by_the_other():
+    recipe = recipes.load(RECIPES / "shapes_pec.yaml", ["--learner.old.most", "0.9"])
+    assert notes(recipe) == ["not read under learner.process reverse: learner.old.most 0.9"]
+
+
+@pytest.mark.parametrize("method", ["pec", "pcvae", "entropy_reg", "clip_cov", "kl_cov"])
+def test_a_method_of_transitions_is_refused_in_one_line(method):
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(NFT, ["--method.name", method])
+    [problem] = caught.value.problems
+    assert problem == (
+        f"method.name {method} acts on denoising steps, which learner.process forward does not "
+        "have; set learner.process reverse, or method.name to one of flow_grpo, gardo, marginal_pec"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--learner.process", "reverse", "--sampling.solver", "dpmpp_2m"], "is of the forward"),
+        (["--forward.times", "0"], "forward.times 0 is all times of a schedule"),
+        (
+            ["--forward.distribution", "schedule", "--forward.times", "10"],
+            "forward.times 10 is more than the schedule's 9",
+        ),
+        (["--sampling.train_fraction", "0.01"], "sampling.train_fraction: a trained fraction"),
+        (["--learner.process", "backward"], "learner.process: got 'backward'"),
+    ],
+)
+def test_what_does_not_fit_the_process(changes, said):
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(NFT, changes)
+    [problem] = caught.value.problems
+    assert said in problem
