@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import traceback
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from percent_ray.evaluation.movement import movement
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.monitor import history, plots
+from percent_ray.monitor import signal as signals
 from percent_ray.monitor.metrics import PROBE, by_space
 from percent_ray.monitor.terminal import Terminal, probe_line, summary
 from percent_ray.monitor.tracking import Status, Tracker
@@ -144,6 +146,10 @@ class Journal:
         self._first = _first_probe(tracker.folder)
         """What the lines of probes are counted from, also where this process has resumed a run."""
         self._last: Mapping[str, float] = {}
+        self._recent: deque[Mapping[str, float]] = deque(
+            _recorded(tracker.folder), maxlen=signals.WINDOW
+        )
+        """Metrics of the last steps, also of those before a resume."""
 
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None:
         self._spans = [*self._spans, spans][-TIMELINE_STEPS:]
@@ -151,6 +157,10 @@ class Journal:
             file.writelines(json.dumps(asdict(span)) + "\n" for span in spans)
         self._tracker.metrics(step, metrics)
         self._terminal.step(step, metrics)
+        self._recent.append(metrics)
+        if (step + 1) % signals.WINDOW == 0:
+            for line in signals.words(self._recent):
+                self._terminal.say(line)
 
     def probe(
         self, version: int, metrics: Mapping[str, float], pictures: Sequence[tuple[str, Any]]
@@ -211,7 +221,14 @@ class Journal:
             curves=curves if curves.is_file() else None,
             first=self._first,
             last=self._last,
+            said=signals.words(self._recent),
         )
+
+
+def _recorded(folder: Path) -> list[dict[str, float]]:
+    """The metrics of every step so far, in order; none at the start of a run."""
+    path = folder / history.FILE
+    return list(history.read(path).values()) if path.is_file() else []
 
 
 def _first_probe(folder: Path) -> Mapping[str, float]:

@@ -14,9 +14,11 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from percent_ray.monitor.metrics import (
+    DIFFER,
     PERCEPTUAL_ENTROPY,
     POLICY_ENTROPY,
     SCHEDULE_ENTROPY,
+    TAUGHT,
     VENDI,
 )
 from percent_ray.objective import advantage, entropy
@@ -69,7 +71,8 @@ def shape(
         **_shaping_metrics(signals, shaped),
         "groups/dropped": float(len(groups) - len(kept)),
         "groups/zero_std": float(advantage.zero_std_groups(shaped.rewards).sum()),
-        "groups/taught": float(len(rows)),
+        DIFFER: float((~advantage.zero_std_groups(signals.rewards)).float().mean()),
+        TAUGHT: float(len(rows)),
         "staleness/max": float(max(version - trajectory.version for trajectory, _ in kept)),
     }
     return ShapedBatch(version, rows), shaped.state, metrics

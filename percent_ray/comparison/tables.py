@@ -138,10 +138,10 @@ def matched(results: Results, share: float) -> list[Line]:
         stopped[space] = [max(shares) for shares in seeds if shares]
     choice = {space: left(space, [chosen(results, space)]) for space in spaces}
     label = "early stopping at the best learning rate, by seed"
-    none = {THERE: [], GAIN: []}, dict.fromkeys(SPENT, [])
-    lines.append(Line(STOPPED, label, "reference", {**none[0], **stopped, **none[1]}))
+    before, after = ({name: [] for name in names} for names in ((THERE, GAIN), SPENT))
+    lines.append(Line(STOPPED, label, "reference", {**before, **stopped, **after}))
     label = "choosing among the base model's own pictures"
-    return [*lines, Line(CHOSEN, label, "base", {**none[0], **choice, **none[1]})]
+    return [*lines, Line(CHOSEN, label, "base", {**before, **choice, **after})]
 
 
 def _spent(results: Results, runs: Sequence[Run], reward: float) -> dict[str, list[float]]:

@@ -160,7 +160,9 @@ def exchanged(
 
 def copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU, contiguous."""
-    return {name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in weights.items()}
+    return {
+        name: weight.detach().to("cpu", copy=True).contiguous() for name, weight in weights.items()
+    }
 
 
 def check_norm(norm: float) -> None:

@@ -51,7 +51,8 @@ class Forward:
         return Tally(device, sums=MEANS, largest=[FARTHEST])
 
     def passes(self, steps: int) -> int:
-        return self._recipe.forward.times or len(self._schedule)
+        count = self._recipe.forward.times
+        return count if self._schedule is None else count or len(self._schedule)
 
     def losses(self, batch: MicroBatch, tally: Tally) -> Iterator[Float32[Tensor, ""]]:
         """Of every fresh noise. The old policy's velocities at all of them come first, and the
@@ -153,9 +154,7 @@ class Forward:
             source=noise.generator("forward_times", self._recipe.run.seed, group, image),
         )
 
-    def _noise(
-        self, batch: MicroBatch, number: int, clean: Tensor
-    ) -> Float32[Tensor, "B C H W"]:
+    def _noise(self, batch: MicroBatch, number: int, clean: Tensor) -> Float32[Tensor, "B C H W"]:
         """The `number`-th fresh noise of each image."""
         seed = self._recipe.run.seed
         rows = [

@@ -38,7 +38,8 @@ class Old:
 
     @torch.no_grad()
     def follow(self, step: int) -> float:
-        """old <- d old + (1 - d) trained after `step` learner steps; returns d. Every rank enters."""
+        """old <- d old + (1 - d) trained after `step` learner steps; returns d. Every rank
+        enters."""
         d = old_decay(step, **self._settings.model_dump())
         for name, weight in self._trained().items():
             self._average[name].lerp_(weight.float(), 1 - d)

@@ -15,7 +15,14 @@ from percent_ray.objective.grpo import transition_loss
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import ShapedBatch
 
-MEANS = ("loss/total", "kl/reference", "kl/approx", "ratio/mean", "ratio/clip_low", "ratio/clip_high")
+MEANS = (
+    "loss/total",
+    "kl/reference",
+    "kl/approx",
+    "ratio/mean",
+    "ratio/clip_low",
+    "ratio/clip_high",
+)
 DEVIATION = "ratio/max_dev"
 
 

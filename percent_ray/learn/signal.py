@@ -1,11 +1,10 @@
 """Is a step signal or noise? Measured on the gradients that a step makes anyway (docs/method.md,
 "Signal and noise").
 
-Gradients are never stored for it: each is reduced to a sketch of 16,384 numbers, which is linear
+Gradients are never stored for it: each is reduced to a sketch of 65,536 numbers, which is linear
 (the sketch of a sum is the sum of the sketches, over passes and ranks) and keeps inner products.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,11 +16,10 @@ from percent_ray.flow.noise import generator
 from percent_ray.learn.engine import Engine
 from percent_ray.models.base import Policy
 
-BUCKETS = 2**14
-"""Numbers of a sketch: a squared norm is right to sqrt(2 / BUCKETS), 1.1 %."""
+BUCKETS = 2**16
+"""Numbers of a sketch: a squared norm is right to sqrt(2 / BUCKETS), 0.6 %."""
 PERIOD = 4_194_301
 """Random signs, a prime number of them: no two elements that share a bucket share a sign."""
-MEMORY = 0.9
 FILE = "signal.safetensors"
 
 
@@ -33,17 +31,28 @@ class Sketch:
     def __init__(self, device: torch.device) -> None:
         bits = torch.randint(2, (PERIOD,), generator=generator("sketch", "signs"))
         self._signs = (2 * bits - 1).to(device, torch.float32)
+        self._places: dict[str, int] = {}
 
-    def __call__(self, name: str, tensor: Tensor) -> Float64[Tensor, " n"]:
-        """Of one tensor; the sketch of several is the sum of theirs."""
-        flat = tensor.detach().reshape(-1)
-        sums = torch.zeros(BUCKETS, dtype=torch.float64, device=flat.device)
-        for piece in flat.split(PERIOD):
+    def add(self, name: str, tensor: Tensor, sums: Float64[Tensor, " n"]) -> None:
+        """Add the sketch of one tensor to `sums`; that of several is the sum of theirs."""
+        place = self._place(name)
+        for piece in tensor.detach().reshape(-1).split(PERIOD):
             signed = piece.float() * self._signs[: len(piece)]
-            rows = torch.nn.functional.pad(signed, (0, -len(piece) % BUCKETS)).view(-1, BUCKETS)
-            sums = sums.roll(PERIOD % BUCKETS) + rows.sum(0, dtype=torch.float64)
-        place = int(torch.randint(BUCKETS, (), generator=generator("sketch", name)).item())
-        return sums.roll(place)
+            if place + len(signed) <= BUCKETS:  # most of an adapter's tensors
+                sums[place : place + len(signed)] += signed
+                continue
+            for row in signed.split(BUCKETS):
+                head, tail = row[: BUCKETS - place], row[BUCKETS - place :]
+                sums[place : place + len(head)] += head
+                sums[: len(tail)] += tail
+            place = (place + PERIOD) % BUCKETS
+
+    def _place(self, name: str) -> int:
+        """The bucket of a tensor's first element."""
+        if name not in self._places:
+            source = generator("sketch", name)
+            self._places[name] = int(torch.randint(BUCKETS, (), generator=source).item())
+        return self._places[name]
 
 
 class Meter:
@@ -55,8 +64,9 @@ class Meter:
 
         signal = (|G|^2 - sum |G_u|^2) / (1 - sum p_u^2)        noise = |G|^2 - signal
 
-    are the squared norm of the expected gradient, without bias (so that it may be below 0), and what
-    the randomness of the units adds to it (arXiv 1812.06162, appendix A, for units of any size).
+    are the squared norm of the expected gradient, without bias (so that it may be below 0), and
+    what the randomness of the units adds to it (arXiv 1812.06162, appendix A, for units of any
+    size).
     """
 
     def __init__(self, policy: Policy, engine: Engine) -> None:
@@ -67,11 +77,9 @@ class Meter:
         """Of the gradients since the last `end_unit`."""
         self._total = self._zeros(BUCKETS + 2)
         """Of the optimizer step: the sketch, sum |G_u|^2 and sum p_u^2."""
-        self._past = self._zeros(BUCKETS)
-        self._steps = 0
-        self._lasting: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+        """Of each optimizer step since the last `metrics`, and its signal and noise below."""
         self._measured: list[Tensor] = []
-        """Signal and noise of each optimizer step since the last `metrics`."""
         self._weights = self._sketched()
         self._update: Tensor | None = None
         """The last learner step's change of the weights."""
@@ -79,12 +87,13 @@ class Meter:
             weight.register_hook(lambda gradient, name=name: self._add(name, gradient))
 
     def _add(self, name: str, gradient: Tensor) -> None:
-        self._unit += self._sketch(name, gradient) / self._engine.scale
+        self._sketch.add(name, gradient, self._unit)
 
     def end_unit(self, share: float) -> None:
         """The gradients since the last call are those of one unit, `share` of the step's images."""
-        squares = torch.stack([self._unit.square().sum(), self._unit.new_tensor(share**2)])
-        self._total += torch.cat([self._unit, squares])
+        unit = self._unit / self._engine.scale
+        squares = torch.stack([unit.square().sum(), unit.new_tensor(share**2)])
+        self._total += torch.cat([unit, squares])
         self._unit = self._zeros(BUCKETS)
 
     def end_step(self) -> None:
@@ -92,36 +101,31 @@ class Meter:
         total = self._engine.all_reduce(self._total, "sum")
         gradient, units, shares = total[:-2], total[-2], total[-1]
         whole = gradient.square().sum()
-        self._lasting.append(gradient)
-        # One unit has nothing to be compared with.
-        signal = (whole - units) / (1 - shares).clamp_min(1e-12)
-        if shares < 1 - 1e-9:
+        self._gradients.append(gradient)
+        if shares < 1 - 1e-9:  # one unit has nothing to be compared with
+            signal = (whole - units) / (1 - shares)
             self._measured.append(torch.stack([signal, whole - signal]))
         self._total = self._zeros(BUCKETS + 2)
 
     def metrics(self) -> dict[str, float]:
-        """Of one learner step, once its weights are there; every rank enters. `signal/gradient` and
-        `signal/noise` are means over its optimizer steps; `signal/update_cosine` compares the
-        change of the weights with the last one."""
+        """Of one learner step, once its weights are there; every rank enters.
+
+        `signal/gradient` and `signal/noise` are means over its optimizer steps.
+        `signal/update_cosine` compares the change of the weights with the last one: momentum alone
+        makes it 0.9 at beta 0.9. `signal/descent` compares the last change with minus this step's
+        gradient, which is of fresh images: below 0 the last step has gone too far.
+        """
         found: dict[str, float] = {}
         if self._measured:
             signal, noise = torch.stack(self._measured).mean(0).tolist()
             found = {"signal/gradient": signal, "signal/noise": noise}
-        if self._lasting:
-            gradient = torch.stack(self._lasting).mean(0)
-            found["signal/whole"] = gradient.square().sum().item()
-            if self._steps:
-                past = self._past / (1 - MEMORY**self._steps)
-                found["signal/lasting"] = (gradient @ past).item()
-                found["signal/past"] = past.square().sum().item()
-            self._past = MEMORY * self._past + (1 - MEMORY) * gradient
-            self._steps += 1
-        self._measured, self._lasting = [], []
+        gradient = torch.stack(self._gradients).mean(0)
+        self._measured, self._gradients = [], []
         before, self._weights = self._weights, self._sketched()
         last, self._update = self._update, self._weights - before
-        if last is not None and self._update.any() and last.any():
-            cosine = torch.nn.functional.cosine_similarity(last, self._update, dim=0)
-            found["signal/update_cosine"] = cosine.item()
+        if last is not None:
+            found["signal/descent"] = _cosine(last, -gradient)
+            found["signal/update_cosine"] = _cosine(last, self._update)
         return found
 
     def save(self, folder: Path) -> None:
@@ -137,9 +141,16 @@ class Meter:
         self._weights = self._sketched()
 
     def _sketched(self) -> Tensor:
+        sums = self._zeros(BUCKETS)
         with self._engine.whole():
-            parts = (self._sketch(n, w) for n, w in self._policy.trainable().items())
-            return torch.stack(list(parts)).sum(0)
+            for name, weight in self._policy.trainable().items():
+                self._sketch.add(name, weight, sums)
+        return sums
 
     def _zeros(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.float64, device=self._engine.device)
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    """0 where one of them is."""
+    return torch.nn.functional.cosine_similarity(one, other, dim=0).item()

@@ -15,7 +15,9 @@ from percent_ray.types import ShapedBatch
 class Tally:
     """What one optimizer step has learned from, by name, kept on its device."""
 
-    def __init__(self, device: torch.device, *, sums: Sequence[str], largest: Sequence[str]) -> None:
+    def __init__(
+        self, device: torch.device, *, sums: Sequence[str], largest: Sequence[str]
+    ) -> None:
         self._names = tuple(sums), tuple(largest)
         self.sums = torch.zeros(1 + len(sums), dtype=torch.float64, device=device)
         """The number of losses, then the sums by name."""
@@ -50,7 +52,9 @@ class Process(Protocol):
         stepped back through before the next is asked for. Adds what is not padding to `tally`."""
         ...
 
-    def metrics(self, means: Mapping[str, float], largest: Mapping[str, list[float]]) -> dict[str, float]:
+    def metrics(
+        self, means: Mapping[str, float], largest: Mapping[str, list[float]]
+    ) -> dict[str, float]:
         """What a learner step logs, of `reduce`'s results."""
         ...
 

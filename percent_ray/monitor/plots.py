@@ -9,6 +9,10 @@ from jaxtyping import UInt8
 
 from percent_ray.monitor import history
 from percent_ray.monitor.metrics import (
+    COSINE,
+    DESCENT,
+    GRADIENT,
+    NOISE,
     PERCEPTUAL_ENTROPY,
     POLICY_ENTROPY,
     PROBE,
@@ -95,9 +99,9 @@ def curves(jsonl: Path, path: Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     steps = history.read(jsonl)
-    sheet = figure(13, 5.2)
+    sheet = figure(17, 5.2)
     for number, (title, choose) in enumerate(PANELS.items(), start=1):
-        axes = sheet.add_subplot(2, 3, number)
+        axes = sheet.add_subplot(2, 4, number)
         trained = _lines(steps, choose)
         probed = _lines({step: by_space(metrics, PROBE) for step, metrics in steps.items()}, choose)
         for name, colour in zip(trained | probed, COLOURS.values(), strict=False):
@@ -116,8 +120,10 @@ def curves(jsonl: Path, path: Path) -> None:
             for label, points in schedule.items():
                 axes.plot(*zip(*points, strict=True), "--", color="#444444", lw=1, label=label)
             _widen(axes, least=0.1)  # a constant's measurement: its noise is not to fill the panel
+        if not (trained or probed):
+            axes.text(0.5, 0.5, "not measured", ha="center", color="#888888")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if number > 3:
+        if number > 4:
             axes.set_xlabel("step")
         if any(axes.get_legend_handles_labels()[1]):
             axes.legend(frameon=False, fontsize=8)
@@ -135,6 +141,12 @@ def _only(*names: str) -> Choose:
 def _named(label: str, name: str) -> Choose:
     """One metric under a label."""
     return lambda metrics: {label: metrics[name]} if name in metrics else {}
+
+
+def _signal_share(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    if not {GRADIENT, NOISE} <= metrics.keys():
+        return {}
+    return {"": metrics[GRADIENT] / (metrics[GRADIENT] + metrics[NOISE])}
 
 
 def _widen(axes: "Axes", *, least: float) -> None:
@@ -163,6 +175,11 @@ PANELS: Mapping[str, Choose] = {
     POLICY_PANEL: _named("measured", POLICY_ENTROPY),
     "perceptual entropy (nats)": lambda metrics: by_space(metrics, PERCEPTUAL_ENTROPY),
     "clipped ratios": _only("ratio/clip_low", "ratio/clip_high"),
+    "signal, share of a step's gradient": _signal_share,
+    "cosine of updates": lambda metrics: {
+        **_named("with the last one", COSINE)(metrics),
+        **_named("with downhill on fresh images", DESCENT)(metrics),
+    },
 }
 """Of `curves`: title and lines."""
 

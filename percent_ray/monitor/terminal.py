@@ -2,7 +2,7 @@
 a summary at the end."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -121,14 +121,18 @@ def summary(
     curves: Path | None,
     first: Mapping[str, float],
     last: Mapping[str, float],
+    said: Sequence[str] = (),
 ) -> str:
-    """The end of a run: what changed between its `first` and its `last` metrics, and where
-    everything is."""
+    """The end of a run: what changed between its `first` and its `last` metrics, what is `said` of
+    its steps, and where everything is."""
     lines = ["", "done"]
     for name in last:
         if name in (REWARD, POLICY_ENTROPY, SHARED) or name.startswith((PERCEPTUAL_ENTROPY, VENDI)):
             before = f"{first[name]:.4f}" if name in first else "-"
             lines.append(f"  {name:<34} {before} -> {last[name]:.4f}")
+    if last and POLICY_ENTROPY not in last:
+        lines.append(f"  {POLICY_ENTROPY:<34} none: the forward process has no transitions")
+    lines += [f"  {line}" for line in said]
     places = {
         "checkpoint": checkpoint,
         "picture": picture,

@@ -16,7 +16,6 @@ from percent_ray.models.solver import solve
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import Prompt, Span, Trajectory
 
-
 NoiseAt = Callable[[int], torch.Tensor]
 """Noise [B, C, H, W] of a step, of the images of one batch."""
 

@@ -161,7 +161,12 @@ def test_the_report_is_one_file_with_every_figure_and_its_numbers(plan):
     assert numbers["curves"]["pec"]["1"]["20"]["quality/pickscore"] == pytest.approx(0.21)
     drawn = sorted(path.stem for path in (page.parent / "figures").glob("*.png"))
     assert drawn == sorted(
-        ["frontier", "samples", "spending", *(f"figure_{name}" for name in ("2", "4", "5", "6", "7", "s4"))]
+        [
+            "frontier",
+            "samples",
+            "spending",
+            *(f"figure_{name}" for name in ("2", "4", "5", "6", "7", "s4")),
+        ]
     )
 
 

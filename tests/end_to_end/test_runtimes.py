@@ -177,9 +177,7 @@ def louder(step: Transition) -> Transition:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize("process", ["reverse", "forward"])
-def test_invariant_9_the_ray_runtime_gives_the_local_numbers(
-    world, tmp_path, ray_cluster, process
-):
+def test_invariant_9_the_ray_runtime_gives_the_local_numbers(world, tmp_path, ray_cluster, process):
     from percent_ray.runtime.cluster import Cluster
 
     recipe = worlds.recipe(world, tmp_path)

@@ -130,9 +130,7 @@ def test_times_and_noises_are_functions_of_ids(tmp_path):
     recipe = recipe_of(tmp_path, updates=1)
     batch = draw_batch(FakePolicy(), recipe)
     turned = replace(batch, rows=batch.rows[::-1])
-    one, other = (
-        make(recipe)[0].update(b).metrics["loss/total"] for b in (batch, turned)
-    )
+    one, other = (make(recipe)[0].update(b).metrics["loss/total"] for b in (batch, turned))
     assert one == pytest.approx(other, rel=1e-6)
     seeded = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": 1})})
     assert make(seeded)[0].update(batch).metrics["loss/total"] != pytest.approx(one, rel=1e-3)
@@ -176,7 +174,9 @@ def test_weights_of_transitions_have_no_place_here(tmp_path):
         replace(row, weights=replace(row.weights, score=row.weights.advantage))
         for row in batch.rows
     ]
-    with pytest.raises(ValueError, match=r"weights of transitions \(score\) in the forward process"):
+    with pytest.raises(
+        ValueError, match=r"weights of transitions \(score\) in the forward process"
+    ):
         make(recipe)[0].update(replace(batch, rows=tuple(rows)))
 
 

@@ -6,8 +6,8 @@ import torch
 
 from percent_ray.data import arrow
 from percent_ray.flow.noise import generator
-from percent_ray.learn.engine import TorchEngine
 from percent_ray.learn.batch import chunks
+from percent_ray.learn.engine import TorchEngine
 from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, draw_batch, fake_recipe
 

@@ -1,0 +1,91 @@
+"""Whether the last steps were signal or noise, in numbers and in words (docs/method.md, "Signal and
+noise")."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from percent_ray.monitor.metrics import DESCENT, DIFFER, GRADIENT, NOISE, TAUGHT
+
+WINDOW = 10
+"""Steps that are looked at together: one step's own numbers are too noisy."""
+SURE = 2.0
+"""Standard errors from 0 that something must be to be told."""
+MOSTLY = 0.5
+"""A step with less signal than this is mostly noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over steps and its standard error."""
+
+    mean: float
+    error: float
+
+    @property
+    def below_0(self) -> bool:
+        return self.mean < -SURE * self.error
+
+    @property
+    def above_0(self) -> bool:
+        return self.mean > SURE * self.error
+
+
+def share(steps: Sequence[Mapping[str, float]]) -> Estimate | None:
+    """The share of a step's squared gradient that is signal; None before two steps have measured
+    it."""
+    pairs = [(m[GRADIENT], m[GRADIENT] + m[NOISE]) for m in steps if GRADIENT in m and NOISE in m]
+    whole = math.fsum(square for _, square in pairs)
+    if len(pairs) < 2 or whole <= 0:
+        return None
+    return _estimate([signal * len(pairs) / whole for signal, _ in pairs])
+
+
+def descent(steps: Sequence[Mapping[str, float]]) -> Estimate | None:
+    """The cosine of the last update with downhill, as fresh images see it."""
+    values = [m[DESCENT] for m in steps if DESCENT in m]
+    return _estimate(values) if len(values) > 1 else None
+
+
+def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
+    """What the steps say of signal and noise and what to set, a line each; none where they have
+    measured nothing."""
+    lines: list[str] = []
+    found, groups = share(steps), [m[TAUGHT] for m in steps if TAUGHT in m]
+    if found is not None:
+        least = max(found.mean + SURE * found.error, 1e-3)
+        told = f"{found.mean:.1%} ± {found.error:.1%}"
+        if not found.above_0:
+            lines.append(
+                f"signal: not told from noise, under {least:.0%} of a step's squared gradient "
+                f"({told} over {len(steps)} steps); set data.groups_per_step higher, "
+                "learner.updates to 1 or learner.lr lower, and give it many steps"
+            )
+        else:
+            mean = sum(groups) / len(groups) if groups else math.nan
+            scale = mean * (1 - found.mean) / found.mean
+            verdict = "mostly noise" if found.mean < MOSTLY else "mostly signal"
+            lines.append(
+                f"signal: {told} of a step's squared gradient over {len(steps)} steps, {verdict}; "
+                f"half of it would be with about {scale:.0f} groups a step, there are {mean:.0f}"
+            )
+    ahead = descent(steps)
+    if ahead is not None and ahead.below_0:
+        lines.append(
+            f"steps overshoot: on fresh images the last update leads uphill (cosine "
+            f"{ahead.mean:.4f} ± {ahead.error:.4f}); set learner.lr lower or "
+            "data.groups_per_step higher"
+        )
+    differ = [m[DIFFER] for m in steps if DIFFER in m]
+    if differ and (mean := math.fsum(differ) / len(differ)) < MOSTLY:
+        lines.append(
+            f"rewards differ in {mean:.0%} of the groups only, the others teach nothing; set "
+            "sampling.group_size higher or give prompts that are neither too easy nor too hard"
+        )
+    return lines
+
+
+def _estimate(values: Sequence[float]) -> Estimate:
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return Estimate(mean, math.sqrt(variance / len(values)))
