@@ -1,4 +1,4 @@
-"""The whole method in one file: plain torch on the package's own functions, no Ray, no YAML.
+"""Flow-GRPO with marginal PEC in one file: plain torch and the package's functions, no Ray or YAML.
 
     python jobs/loop_by_hand.py [STEPS]
 

@@ -1,4 +1,4 @@
-"""One run from a recipe to its summary: folder, tracker, roles, loop, checkpoints, signals."""
+"""One run from a recipe to its summary: folder, tracker, roles, loop, checkpoints, readout."""
 
 import asyncio
 import json
@@ -18,9 +18,8 @@ from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.evaluation.movement import movement
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
-from percent_ray.monitor import history, plots
-from percent_ray.monitor import signal as signals
-from percent_ray.monitor.metrics import PROBE, by_space
+from percent_ray.metrics import PROBE, by_space
+from percent_ray.monitor import history, plots, readout
 from percent_ray.monitor.terminal import Terminal, probe_line, summary
 from percent_ray.monitor.tracking import Status, Tracker
 from percent_ray.recipe import load as recipes
@@ -71,7 +70,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     tracker.params(dict(recipes.flatten(recipe.model_dump(mode="json"))))
     tracker.file(folder / RECIPE_FILE, "recipe")
     terminal = Terminal(recipe.run.steps, first=progress.version)
-    journal = Journal(tracker, terminal)
+    journal = Journal(tracker, terminal, first=progress.version)
     status: Status = "FAILED"
     roles = None
     try:
@@ -100,7 +99,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
             await roles.close()
         journal.draw()
         tracker.close(status)
-    terminal.say(journal.summary(checkpoint.latest(folder)))
+    terminal.say(journal.summary(checkpoint.latest(folder), notes(recipe)))
 
 
 async def _start(recipe: Recipe, folder: Path, source: Path | None, first: Prompt) -> Any:
@@ -138,7 +137,8 @@ class _Checkpoint:
 class Journal:
     """`loop.Observer`: metrics file, MLflow, terminal lines, pictures."""
 
-    def __init__(self, tracker: Tracker, terminal: Terminal) -> None:
+    def __init__(self, tracker: Tracker, terminal: Terminal, *, first: int) -> None:
+        """`first` is the step that this process begins with."""
         self.pictures: list[Path] = []
         self._tracker = tracker
         self._terminal = terminal
@@ -147,7 +147,7 @@ class Journal:
         """What the lines of probes are counted from, also where this process has resumed a run."""
         self._last: Mapping[str, float] = {}
         self._recent: deque[Mapping[str, float]] = deque(
-            _recorded(tracker.folder), maxlen=signals.WINDOW
+            _recorded(tracker.folder, before=first), maxlen=readout.WINDOW
         )
         """Metrics of the last steps, also of those before a resume."""
 
@@ -158,8 +158,8 @@ class Journal:
         self._tracker.metrics(step, metrics)
         self._terminal.step(step, metrics)
         self._recent.append(metrics)
-        if (step + 1) % signals.WINDOW == 0:
-            for line in signals.words(self._recent):
+        if (step + 1) % readout.WINDOW == 0:
+            for line in readout.words(self._recent):
                 self._terminal.say(line)
 
     def probe(
@@ -209,8 +209,9 @@ class Journal:
             for name in ("timeline.png", "curves.png"):
                 self._tracker.file(folder / name, "pictures")
 
-    def summary(self, last: Path | None) -> str:
-        """The end of the run: what the probes say has changed, and where everything is."""
+    def summary(self, last: Path | None, notes: Sequence[str]) -> str:
+        """The end of the run: what the probes say has changed, the `notes` on its recipe, and where
+        everything is."""
         curves = self._tracker.folder / "curves.png"
         return summary(
             run_id=self._tracker.run_id,
@@ -221,14 +222,15 @@ class Journal:
             curves=curves if curves.is_file() else None,
             first=self._first,
             last=self._last,
-            said=signals.words(self._recent),
+            said=[*readout.words(self._recent), *notes],
         )
 
 
-def _recorded(folder: Path) -> list[dict[str, float]]:
-    """The metrics of every step so far, in order; none at the start of a run."""
-    path = folder / history.FILE
-    return list(history.read(path).values()) if path.is_file() else []
+def _recorded(folder: Path, *, before: int) -> list[dict[str, float]]:
+    """The metrics of every step before one, in order; those behind it a resumed run repeats."""
+    if not before:
+        return []
+    return [m for step, m in history.read(folder / history.FILE).items() if step < before]
 
 
 def _first_probe(folder: Path) -> Mapping[str, float]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from percent_ray.monitor.metrics import (
+from percent_ray.metrics import (
     DIFFER,
     PERCEPTUAL_ENTROPY,
     POLICY_ENTROPY,

@@ -20,8 +20,9 @@ HEAVY = {
 
 
 ROOMS = [
-    *("shapes", "flow", "objective", "types", "recipe", "models", "scorers", "data", "learn"),
-    *("monitor", "evaluation", "slots", "shape", "roles", "loop", "runtime", "run", "comparison"),
+    *("metrics", "shapes", "flow", "objective", "types", "recipe", "models", "scorers", "data"),
+    *("learn", "monitor", "evaluation", "slots", "shape", "roles", "loop", "runtime", "run"),
+    "comparison",
 ]
 """Folders and files of the package, the lowest first."""
 

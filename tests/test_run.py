@@ -32,7 +32,7 @@ def probe(folder: Path, version: int, pictures, reward=0.5) -> tuple[dict[str, f
     tracker = Tracker(folder)
     out = io.StringIO()
     console = Console(file=out)
-    Journal(tracker, Terminal(2, console=console)).probe(
+    Journal(tracker, Terminal(2, console=console), first=0).probe(
         version, {"reward/mean": reward}, [(str(i), images) for i, images in enumerate(pictures)]
     )
     with (folder / "metrics.jsonl").open("a") as file:
@@ -68,3 +68,29 @@ def test_other_probes_than_before_begin_anew(tmp_path):
 
 def test_a_run_without_its_first_pictures_says_nothing_of_movement(tmp_path):
     assert probe(tmp_path, 10, PICTURES)[0] == {"probe/reward/mean": 0.5}
+
+
+def stepped(folder: Path, steps: range, first: int = 0) -> list[str]:
+    """What a journal that begins at step `first` says of steps of pure noise."""
+    out = io.StringIO()
+    journal = Journal(
+        Tracker(folder), Terminal(40, console=Console(file=out, width=400)), first=first
+    )
+    for step in steps:
+        metrics = {"signal/gradient": (-1) ** step * 0.01, "signal/noise": 1.0}
+        journal.step(step, metrics, [])
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "metrics": metrics}) + "\n")
+    return [line for line in out.getvalue().splitlines() if line.startswith("signal")]
+
+
+def test_every_ten_steps_a_line_says_whether_they_were_signal(tmp_path):
+    said = stepped(tmp_path, range(25))
+    assert len(said) == 2
+    assert all("not told from noise" in line and "over 10 steps" in line for line in said)
+
+
+def test_a_resumed_run_counts_the_steps_before_its_checkpoint_and_not_those_behind(tmp_path):
+    stepped(tmp_path, range(8))
+    [line] = stepped(tmp_path, range(6, 10), first=6)
+    assert "over 10 steps" in line

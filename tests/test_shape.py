@@ -121,3 +121,14 @@ def test_an_optional_reward_that_failed_leaves_the_others_to_decide():
     expected = advantages(2.0 * seen.rewards["pickscore"])
     np.testing.assert_allclose(batch.rows[0].weights.advantage[:, 0], expected, rtol=1e-5)
     assert "reward/clip_mean" not in metrics
+
+
+def test_the_share_of_groups_whose_rewards_differ_is_of_the_rewards_themselves():
+    """Marginal PEC tells images of equal reward apart; the reward does not."""
+    equal = {"pickscore": np.ones(K, np.float32), "clip": np.ones(K, np.float32)}
+    groups = [group(0), group(1), group(2, rewards=equal), group(3)]
+    ours = recipe(name="marginal_pec", strength=0.3)
+    for made in (recipe(), ours):
+        _, _, metrics = shape(made, 5, groups, {})
+        assert metrics["groups/differ"] == 0.75
+    assert metrics["groups/taught"] == 4

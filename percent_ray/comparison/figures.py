@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from percent_ray import metrics
 from percent_ray.comparison.results import Curve, Results, Run
 from percent_ray.comparison.tables import chosen
 from percent_ray.data.prompts import read_prompts
 from percent_ray.evaluation.aggregate import mean_and_std
-from percent_ray.monitor import metrics
-from percent_ray.monitor.metrics import PROBE
+from percent_ray.metrics import PROBE
 from percent_ray.monitor.plots import figure, plain, save, tile
 from percent_ray.objective.entropy import fit_law
 from percent_ray.recipe.paths import locate_prompts

@@ -10,8 +10,8 @@ import numpy as np
 
 from percent_ray.comparison.plan import BASE, Comparison, Plan, Row
 from percent_ray.evaluation.quality import LATENT
+from percent_ray.metrics import IMAGES_PER_S, STEP_S
 from percent_ray.monitor import history
-from percent_ray.monitor.metrics import IMAGES_PER_S, STEP_S
 from percent_ray.recipe.tree import Recipe
 
 RESULT = "evaluation.json"

@@ -1,9 +1,11 @@
-"""Integrate a velocity function: the evaluation ODE, and the SDE path that GRPO learns from."""
+"""Integrate a velocity function: the ODE of evaluation and of the forward process, and the SDE path
+that GRPO learns from."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float32
@@ -14,6 +16,11 @@ from percent_ray.flow.sde import Kind, transition
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """v(latents [B, ...], sigma f32[B]) -> [B, ...], with its condition and guidance inside."""
+
+
+Solver = Literal["euler", "dpmpp_2m"]
+"""Of the ODE. `dpmpp_2m`: DPM-Solver++ of second order, multistep (arXiv 2211.01095), which needs
+fewer model calls for the same pictures."""
 
 
 @dataclass(frozen=True, slots=True)

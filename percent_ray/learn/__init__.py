@@ -1,1 +1,1 @@
-"""Replay, loss, optimizer step, checkpoints."""
+"""What a learner does with a batch: replay or forward process, engines, EMA, checkpoints."""

@@ -3,7 +3,8 @@ micro-batches.
 
 Every image counts the same: a micro-batch's loss is a sum over what is learned from its images
 divided by the number of all of it in the whole chunk, on all ranks. So gradients and metrics do not
-depend on how a chunk was cut into ranks and micro-batches.
+depend on how a chunk was cut into ranks and micro-batches (but for `signal/gradient` and
+`signal/noise`, which compare its parts).
 """
 
 import math
@@ -82,7 +83,7 @@ class Images:
         return len(self._index)
 
     @property
-    def groups(self) -> list[int]:
+    def sizes(self) -> list[int]:
         """Images of each group."""
         return [len(row.weights.advantage) for row in self._rows]
 
@@ -91,9 +92,9 @@ class Images:
         """Whether the loss has a KL to the reference policy."""
         return any(row.weights.kl_reference is not None for row in self._rows)
 
-    def group(self, number: int) -> int:
-        """Which group an image is of."""
-        return self._index[number][0]
+    def split(self, one: int, other: int) -> bool:
+        """Whether two images are of different groups."""
+        return self._index[one][0] != self._index[other][0]
 
     def take(self, numbers: Sequence[int], device: torch.device, *, padding: bool) -> MicroBatch:
         """The images of `numbers`; only they are copied, and only what is learned from."""
@@ -129,6 +130,12 @@ def chunks(groups: Sequence[int], updates: int, *, seed: int, version: int) -> l
             min(parts, key=len).append(start + image)
         start += size
     return [part for part in parts if part]
+
+
+def boundaries(chunk: Sequence[int], *, world: int) -> range:
+    """Where each rank's share of a chunk begins, but for the first."""
+    largest = math.ceil(len(chunk) / world)
+    return range(largest, len(chunk), largest)
 
 
 def micro_batches(

@@ -9,8 +9,8 @@ from torch import Tensor
 from percent_ray.flow import noise, schedule
 from percent_ray.learn.batch import MicroBatch
 from percent_ray.learn.old import Old
+from percent_ray.learn.process import Tally
 from percent_ray.learn.reference import Reference
-from percent_ray.learn.tally import Tally
 from percent_ray.models.base import Condition, Policy
 from percent_ray.objective import forward
 from percent_ray.recipe.tree import Recipe
@@ -21,7 +21,7 @@ FARTHEST = "velocity/moved_max"
 
 
 class Forward:
-    """The loss of finished images, noised afresh (`objective/forward.py`); `learn.tally.Process`.
+    """The loss of finished images, noised afresh (`objective/forward.py`); `learn.process.Process`.
 
     Times and noises are functions of (run seed, group id, image): learned from anywhere, in any
     micro-batch, they are the same.
@@ -33,9 +33,12 @@ class Forward:
         self._old = old
         self._recipe = recipe
         sampling = recipe.sampling
-        steps = schedule.trained_steps(sampling.steps, fraction=sampling.train_fraction)
-        on_schedule = recipe.forward.distribution == "schedule"
-        self._schedule = policy.sigmas(sampling.steps)[: len(steps)] if on_schedule else None
+        self._schedule = None
+        self._count = recipe.forward.times
+        if recipe.forward.distribution == "schedule":
+            trained = schedule.trained_steps(sampling.steps, fraction=sampling.train_fraction)
+            self._schedule = policy.sigmas(sampling.steps)[:-1]
+            self._count = self._count or len(trained)
 
     def columns(self, batch: ShapedBatch) -> Sequence[str]:
         """The finished latents. Raises ValueError for weights of transitions."""
@@ -51,8 +54,7 @@ class Forward:
         return Tally(device, sums=MEANS, largest=[FARTHEST])
 
     def passes(self, steps: int) -> int:
-        count = self._recipe.forward.times
-        return count if self._schedule is None else count or len(self._schedule)
+        return self._count
 
     def losses(self, batch: MicroBatch, tally: Tally) -> Iterator[Float32[Tensor, ""]]:
         """Of every fresh noise. The old policy's velocities at all of them come first, and the
@@ -80,7 +82,7 @@ class Forward:
     ) -> dict[str, float]:
         """`velocity/moved` is how far the trained velocity is from the old one, mean square, and
         `velocity/first_moved_max` its largest at the first optimizer step: 0 where the trained
-        weights are the old ones."""
+        weights are the old ones, whoever has drawn the images."""
         farthest = largest[FARTHEST]
         return {**means, FARTHEST: max(farthest), "velocity/first_moved_max": farthest[0]}
 
@@ -146,11 +148,10 @@ class Forward:
             ]
 
     def _times(self, group: int, image: int) -> Float32[Tensor, " n"]:
-        settings = self._recipe.forward
         return forward.draw_times(
             self._schedule,
-            count=settings.times,
-            shift=settings.shift,
+            count=self._count,
+            shift=self._recipe.forward.shift,
             source=noise.generator("forward_times", self._recipe.run.seed, group, image),
         )
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from percent_ray.flow.sde import Transition, transition
 from percent_ray.learn.batch import MicroBatch
+from percent_ray.learn.process import Tally
 from percent_ray.learn.reference import Reference
-from percent_ray.learn.tally import Tally
 from percent_ray.models.base import Policy
 from percent_ray.objective.grpo import transition_loss
 from percent_ray.recipe.tree import Recipe
@@ -27,7 +27,7 @@ DEVIATION = "ratio/max_dev"
 
 
 class Replay:
-    """The loss of stored transitions (arXiv 2605.12112, eqs. 1-6); `learn.tally.Process`."""
+    """The loss of stored transitions (arXiv 2605.12112, eqs. 1-6); `learn.process.Process`."""
 
     def __init__(self, recipe: Recipe, policy: Policy, reference: Reference) -> None:
         self._policy = policy

@@ -1,16 +1,11 @@
 """Solvers of the sampling ODE: what groups of the forward process are drawn by."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
 from percent_ray.flow import sampler
-
-Solver = Literal["euler", "dpmpp_2m"]
-"""`dpmpp_2m`: DPM-Solver++ of second order, multistep (arXiv 2211.01095), which needs fewer model
-calls for the same pictures."""
+from percent_ray.flow.schedule import check_sigmas
 
 
 @torch.no_grad()
@@ -19,7 +14,7 @@ def solve(
     noise: Float[Tensor, "B ..."],
     sigmas: Float[Tensor, " T_plus_1"],
     *,
-    solver: Solver,
+    solver: sampler.Solver,
 ) -> Float32[Tensor, "B ..."]:
     """Final latents of the ODE from `noise`, on the given sigmas, one model call each."""
     if solver == "euler":
@@ -31,6 +26,7 @@ def _multistep(
     velocity: sampler.Velocity, noise: Float[Tensor, "B ..."], sigmas: Float[Tensor, " T_plus_1"]
 ) -> Float32[Tensor, "B ..."]:
     """diffusers' scheduler, on our sigmas in place of its own."""
+    check_sigmas(sigmas)
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(

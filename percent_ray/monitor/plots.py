@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import UInt8
 
-from percent_ray.monitor import history
-from percent_ray.monitor.metrics import (
+from percent_ray.metrics import (
     COSINE,
     DESCENT,
     GRADIENT,
@@ -22,6 +21,7 @@ from percent_ray.monitor.metrics import (
     VENDI,
     by_space,
 )
+from percent_ray.monitor import history
 from percent_ray.monitor.spans import overlap
 from percent_ray.types import Span
 
@@ -122,6 +122,8 @@ def curves(jsonl: Path, path: Path) -> None:
             _widen(axes, least=0.1)  # a constant's measurement: its noise is not to fill the panel
         if not (trained or probed):
             axes.text(0.5, 0.5, "not measured", ha="center", color="#888888")
+            axes.set_axis_off()
+            continue
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if number > 4:
             axes.set_xlabel("step")
@@ -144,9 +146,8 @@ def _named(label: str, name: str) -> Choose:
 
 
 def _signal_share(metrics: Mapping[str, float]) -> Mapping[str, float]:
-    if not {GRADIENT, NOISE} <= metrics.keys():
-        return {}
-    return {"": metrics[GRADIENT] / (metrics[GRADIENT] + metrics[NOISE])}
+    whole = metrics.get(GRADIENT, 0.0) + metrics.get(NOISE, 0.0)
+    return {"": metrics[GRADIENT] / whole} if whole > 0 else {}
 
 
 def _widen(axes: "Axes", *, least: float) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from percent_ray.monitor.metrics import (
+from percent_ray.metrics import (
     IMAGES_PER_S,
     PERCEPTUAL_ENTROPY,
     POLICY_ENTROPY,
@@ -130,8 +130,6 @@ def summary(
         if name in (REWARD, POLICY_ENTROPY, SHARED) or name.startswith((PERCEPTUAL_ENTROPY, VENDI)):
             before = f"{first[name]:.4f}" if name in first else "-"
             lines.append(f"  {name:<34} {before} -> {last[name]:.4f}")
-    if last and POLICY_ENTROPY not in last:
-        lines.append(f"  {POLICY_ENTROPY:<34} none: the forward process has no transitions")
     lines += [f"  {line}" for line in said]
     places = {
         "checkpoint": checkpoint,

@@ -26,13 +26,13 @@ def draw_times(
 ) -> Float32[Tensor, " n"]:
     """The times of one image's `count` fresh noises, in random order, in (0, 1].
 
-    Of a `schedule`: `count` of its T times without repetition, all of them at count 0. Without
-    one: t = s u / (1 + (s - 1) u) with `shift` s, and u uniform, one in each of `count` equal parts
-    of (0, 1), which has the same distribution and less noise than independent draws.
+    Of a `schedule`: `count` of its T times without repetition. Without one: t = s u / (1 + (s - 1)
+    u) with `shift` s, and u uniform, one in each of `count` equal parts of (0, 1), which has the
+    same distribution and less noise than independent draws.
     """
     if schedule is not None:
         order = torch.randperm(len(schedule), generator=source)
-        return schedule[order[: count or len(schedule)]]
+        return schedule[order[:count]]
     order = torch.randperm(count, generator=source)
     u = (order + torch.rand(count, generator=source)).clamp_min(LEAST) / count
     return shift * u / (1 + (shift - 1) * u)

@@ -14,7 +14,8 @@ from percent_ray.objective.penalties import KLForm, gaussian_kl, reference_kl
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a method makes of transitions: their weights in `transition_loss`, all of one shape.
+    """What a method makes of transitions, or of images in the forward process: their weights in
+    `transition_loss` or `objective/forward.py`, all of one shape.
 
     A method decides once, on old-policy rollouts; None is 0 everywhere and costs nothing.
     """

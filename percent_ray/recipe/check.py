@@ -90,15 +90,22 @@ def _process(recipe: "Recipe") -> Iterator[str]:
             f"{', '.join(others)}"
         )
     forward = recipe.forward
-    if forward.distribution == "shifted" and not forward.times:
-        yield "forward.times 0 is all times of a schedule; set it with forward.distribution shifted"
+    old = recipe.learner.old
+    if old.first > old.most:
+        yield (
+            f"learner.old.first {old.first:g} is above learner.old.most {old.most:g}; set it lower"
+        )
+    if forward.distribution == "shifted":
+        if not forward.times:
+            yield "forward.times 0 is for a schedule; set it to 1 or more"
+        return
+    if forward.times > sampling.steps:
+        yield (
+            f"forward.times {forward.times} is more than the schedule's {sampling.steps}; set it "
+            "lower or forward.distribution shifted"
+        )
     try:
-        count = len(schedule.trained_steps(sampling.steps, fraction=sampling.train_fraction))
-        if forward.distribution == "schedule" and forward.times > count:
-            yield (
-                f"forward.times {forward.times} is more than the schedule's {count}; set it lower "
-                "or forward.distribution shifted"
-            )
+        schedule.trained_steps(sampling.steps, fraction=sampling.train_fraction)
     except ValueError as error:
         yield f"sampling.train_fraction: {error}"
 

@@ -11,7 +11,7 @@ REVERSE = (
     "sampling.window_size",
     "sampling.window_low",
     "sampling.window_high",
-    "perceptual",
+    *(f"perceptual.{key}" for key in ("spaces", "measure", "decode", "feature_scale", "steps")),
     "objective.kl_form",
 )
 """Keys and sections of transitions."""
@@ -26,9 +26,26 @@ def notes(recipe: Recipe) -> list[str]:
             "learner.process forward: groups are drawn by the ODE; without transitions policy and "
             "perceptual entropy have no meaning and are not measured"
         )
+        if recipe.model.guidance > 1:
+            lines.append(
+                f"model.guidance {recipe.model.guidance:g}: groups are drawn with it and the "
+                "guided velocity is trained; DiffusionNFT is published with 1, which is off"
+            )
     if unread := list(_unread(recipe)):
         process = recipe.learner.process
         lines.append(f"not read under learner.process {process}: {', '.join(unread)}")
+    part = recipe.trained_images // recipe.learner.updates
+    if part <= recipe.learner.micro_batch:
+        lines.append(
+            f"signal and noise are not measured: an optimizer step of {part} images is one "
+            "micro-batch; set learner.micro_batch to half of it or less"
+        )
+    learners = recipe.runtime.learner.workers
+    if recipe.data.groups_per_step % learners:
+        lines.append(
+            f"signal and noise are not measured: {recipe.data.groups_per_step} groups do not "
+            f"divide among {learners} learners; set data.groups_per_step to a multiple"
+        )
     return lines
 
 

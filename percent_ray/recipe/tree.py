@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from percent_ray.flow import schedule
+from percent_ray.flow.sampler import Solver
 from percent_ray.objective import forward
 from percent_ray.objective.methods.flow_grpo import FlowGrpo
 from percent_ray.recipe.paths import locate
@@ -94,7 +95,7 @@ class Sampling(Section):
     """Eta of the SDE."""
     kind: Literal["flow_sde", "cps"] = "flow_sde"
     """Flow-GRPO's SDE, or coefficients-preserving sampling."""
-    solver: Literal["euler", "dpmpp_2m"] = "euler"
+    solver: Solver = "euler"
     """Of the ODE that the forward process samples by: Euler, or DPM-Solver++ 2M."""
     group_size: Annotated[int, Field(ge=2)] = 24
     """Images K of one prompt."""
@@ -154,9 +155,9 @@ class Forward(Section):
     beta: PositiveFloat = 1.0
     """b of NFT: how far v+ and v- lie from the old velocity; published 1, or 0.1 for OCR."""
     times: Annotated[int, Field(ge=0)] = 0
-    """Fresh noises of an image, each at its own time; 0 is one for each time of the schedule."""
+    """Fresh noises of an image, each at its own time; 0 is as many as train_fraction x steps."""
     distribution: forward.Times = "schedule"
-    """Of those times: the trained steps' sigmas, or s u / (1 + (s - 1) u) with u uniform."""
+    """Of those times: the sampler's sigmas, or s u / (1 + (s - 1) u) with u uniform."""
     shift: PositiveFloat = 3.0
     """s of `shifted`; 1 is uniform."""
 
@@ -189,8 +190,8 @@ class Learner(Section):
     max_grad_norm: NonNegative = 1.0
     """Gradient norm clip; 0 is off."""
     updates: PositiveInt = 2
-    """Optimizer steps a learner step, each on its share of the images; the first is on policy
-    where `runtime.max_staleness` is 0."""
+    """Optimizer steps a learner step, each on its share of every group's images; under GRPO the
+    first is on policy where `runtime.max_staleness` is 0."""
     micro_batch: PositiveInt = 8
     """Images in one forward and backward pass."""
     zero_stage: Literal[0, 1, 2, 3] = 1

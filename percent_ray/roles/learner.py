@@ -13,15 +13,15 @@ import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
 from percent_ray.data import arrow
-from percent_ray.learn.batch import Images, chunks, micro_batches
+from percent_ray.learn.batch import Images, boundaries, chunks, micro_batches
 from percent_ray.learn.ema import Ema
 from percent_ray.learn.engine import Engine
 from percent_ray.learn.forward import Forward
+from percent_ray.learn.meter import Meter
 from percent_ray.learn.old import Old
+from percent_ray.learn.process import Process, Tally, reduce
 from percent_ray.learn.reference import Reference
 from percent_ray.learn.replay import Replay
-from percent_ray.learn.signal import Meter
-from percent_ray.learn.tally import Process, Tally, reduce
 from percent_ray.models.base import Policy
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import ShapedBatch, Span, Update
@@ -66,12 +66,14 @@ class Learner:
         recipe = self._recipe
         images = Images(batch, self._process.columns(batch))
         seed, updates = recipe.run.seed, recipe.learner.updates
-        parts = chunks(images.groups, updates, seed=seed, version=batch.version)
+        parts = chunks(images.sizes, updates, seed=seed, version=batch.version)
         tallies: list[Tally] = []
         norms: list[float] = []
         for chunk in parts:
             tallies.append(self._accumulate(images, chunk))
-            self._meter.end_step()
+            cuts = boundaries(chunk, world=self._engine.world)
+            whole = all(images.split(chunk[cut - 1], chunk[cut]) for cut in cuts)
+            self._meter.end_step(independent=whole)
             norms.append(self._engine.step())
             if self._ema is not None:
                 self._ema.step()
@@ -83,7 +85,7 @@ class Learner:
             measured |= {"grad/norm": sum(norms) / len(norms), "grad/norm_max": max(norms)}
             measured |= self._meter.metrics()
             if self._old is not None:
-                measured["learner/old_decay"] = self._old.follow(batch.version)
+                measured["learner/old_decay"] = self._old.follow(self.version)
         if not images.referred:
             measured.pop("kl/reference", None)
         else:
@@ -158,7 +160,7 @@ class Learner:
                 engine.backward(loss / (len(chunk) * passes), last=last)
             unit += 0 if padding else len(numbers)
             ahead = mine[place][0] if place < len(mine) else None
-            if ahead is None or images.group(ahead[0]) != images.group(numbers[-1]):
+            if ahead is None or images.split(ahead[0], numbers[-1]):
                 self._meter.end_unit(unit / len(chunk))
                 unit = 0
         return tally

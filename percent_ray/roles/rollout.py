@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
+from jaxtyping import Float32
 
 from percent_ray.data import arrow
 from percent_ray.data.conditions import ConditionCache
@@ -18,6 +19,17 @@ from percent_ray.types import Prompt, Span, Trajectory
 
 NoiseAt = Callable[[int], torch.Tensor]
 """Noise [B, C, H, W] of a step, of the images of one batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a process has drawn of a group: these fields of its `Trajectory`."""
+
+    steps: range
+    std: Float32[np.ndarray, " S"]
+    entropy: Float32[np.ndarray, " S"]
+    scored: tuple[int, ...]
+    payload: pa.Table
 
 
 class RolloutWorker:
@@ -70,14 +82,17 @@ class RolloutWorker:
         assert policy is not None
         assert conditions is not None
         condition = conditions.get(prompt.text)
-        drawn = (self._images if self.recipe.is_forward else self._path)(
-            policy, condition, group_id
-        )
+        draw = self._images if self.recipe.is_forward else self._path
+        drawn = draw(policy, condition, group_id)
         return Trajectory(
             group_id=group_id,
             prompt=prompt,
             version=version,
-            **drawn,
+            steps=drawn.steps,
+            std=drawn.std,
+            entropy=drawn.entropy,
+            scored=drawn.scored,
+            payload=drawn.payload,
             condition=arrow.pack(condition),
             span=Span("sample", self.worker, start, time.time(), group_id),
         )
@@ -111,7 +126,7 @@ class RolloutWorker:
 
             yield draw
 
-    def _images(self, policy: Policy, condition: Condition, group_id: int) -> dict[str, Any]:
+    def _images(self, policy: Policy, condition: Condition, group_id: int) -> Drawn:
         """The forward process: the group's finished latents by the ODE, and no steps."""
         sampling = self.recipe.sampling
         device = next(policy.module.parameters()).device
@@ -126,15 +141,10 @@ class RolloutWorker:
             for draw in self._batches(policy, group_id)
         ]
         final = torch.cat(finished).to("cpu", getattr(torch, sampling.storage_dtype))
-        return {
-            "steps": range(0),
-            "std": np.zeros(0, np.float32),
-            "entropy": np.zeros(0, np.float32),
-            "scored": (),
-            "payload": arrow.images_table(final),
-        }
+        nothing = np.zeros(0, np.float32)
+        return Drawn(range(0), nothing, nothing, (), arrow.images_table(final))
 
-    def _path(self, policy: Policy, condition: Condition, group_id: int) -> dict[str, Any]:
+    def _path(self, policy: Policy, condition: Condition, group_id: int) -> Drawn:
         """The reverse process: the group's SDE path."""
         recipe, sampling = self.recipe, self.recipe.sampling
         steps = recipe.trained_steps(group_id)
@@ -161,13 +171,8 @@ class RolloutWorker:
             )
             paths.append(sampler.join([path]))
         joined = sampler.join(paths)
-        return {
-            "steps": steps,
-            "std": joined.std.numpy(),
-            "entropy": joined.entropy.numpy(),
-            "scored": scored,
-            "payload": _table(joined, steps),
-        }
+        std, entropy = joined.std.numpy(), joined.entropy.numpy()
+        return Drawn(steps, std, entropy, scored, _table(joined, steps))
 
 
 def _table(path: sampler.Path, steps: range) -> pa.Table:

@@ -17,6 +17,22 @@ def test_a_rows_recipe_is_base_then_rows_then_overrides(tmp_path):
     assert plan.recipe("flow_grpo", 1).method.name == "flow_grpo"
 
 
+def test_a_row_may_have_a_base_recipe_of_its_own(tmp_path):
+    path = fabricated.build(tmp_path)
+    other = yaml.safe_load((tmp_path / "base.yaml").read_text())
+    other["learner"]["lr"] = 0.5
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    tree = yaml.safe_load(path.read_text())
+    tree["rows"]["ours"]["base"] = "other.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    plan = plans.load(path)
+    assert (plan.recipe("ours", 1).learner.lr, plan.recipe("pec", 1).learner.lr) == (0.5, 3e-4)
+    tree["rows"]["ours"]["base"] = "gone.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    with pytest.raises(RecipeError, match=r"rows\.ours: .*gone\.yaml: no such file"):
+        plans.load(path)
+
+
 def test_quick_is_some_rows_and_one_seed_in_a_folder_of_its_own(tmp_path):
     comparison = fabricated.load(tmp_path, quick=True).comparison
     assert list(comparison.rows) == ["flow_grpo", "pec"]

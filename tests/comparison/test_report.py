@@ -8,7 +8,7 @@ import pytest
 
 from percent_ray.comparison import figures, report, results, tables
 from percent_ray.evaluation.aggregate import normalized_average
-from percent_ray.monitor.metrics import POLICY_ENTROPY
+from percent_ray.metrics import POLICY_ENTROPY
 from tests.comparison import fabricated
 
 

@@ -41,6 +41,19 @@ def through_ipc(table):
     return pa.ipc.open_stream(sink.getvalue()).read_all()
 
 
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_images_of_the_forward_process_come_back_bit_for_bit_and_have_no_steps(dtype):
+    final = group(dtype)["final"]
+    found = through_ipc(arrow.images_table(final))
+    assert torch.equal(arrow.column(found, "final"), final)
+    assert (found.num_rows, found.column_names) == (4, ["final"])
+    assert arrow.steps(found) == range(0)
+    with pytest.raises(ValueError, match=r"final is torch\.float64"):
+        arrow.images_table(final.double())
+    with pytest.raises(ValueError, match="expected a trajectory table"):
+        arrow.steps(arrow.pack({"final": final}))
+
+
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("dtype", STORAGE)
 def test_a_trajectory_comes_back_bit_for_bit(dtype, clean):

@@ -14,6 +14,13 @@ def test_each_half_runs_alone_and_the_second_replays_the_first(world, tmp_path, 
     assert "2 groups" in capsys.readouterr().out
 
 
+def test_the_halves_of_the_forward_process(world, tmp_path):
+    recipe = worlds.forward(worlds.recipe(world, tmp_path, backend="local"))
+    metrics = halves.learn_groups(recipe, halves.sample_groups(recipe))
+    assert metrics["learner/images"] == 8
+    assert metrics["velocity/first_moved_max"] == 0
+
+
 def test_a_foreign_file_is_one_clear_error(world, tmp_path):
     foreign = tmp_path / "foreign.arrow"
     foreign.write_text("not arrow")

@@ -54,7 +54,7 @@ def test_the_forward_process_has_no_policy_entropy_and_no_ratio(world, tmp_path,
         assert "diversity/vendi_clip" in metrics
         assert all(math.isfinite(value) for value in metrics.values())
     first, second, _ = worlds.numbers(once)
-    assert first["velocity/first_moved_max"] == 0, "drawn and learned by the same weights"
+    assert first["velocity/first_moved_max"] == 0, "trained and old weights are the same at first"
     assert second["velocity/first_moved_max"] > 0, "the old policy is behind"
     assert [m["staleness/max"] for m in worlds.numbers(once)] == [0, staleness, 0]
 

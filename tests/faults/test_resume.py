@@ -42,8 +42,10 @@ def metrics(run: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def write_recipe(world: Path, runs: Path, name: str) -> Path:
+def write_recipe(world: Path, runs: Path, name: str, process: str = "reverse") -> Path:
     recipe = worlds.recipe(world, runs, backend="local")
+    if process == "forward":
+        recipe = worlds.forward(recipe)
     changed = recipe.model_copy(
         update={"run": recipe.run.model_copy(update={"name": name, "steps": 6})}
     )
@@ -53,12 +55,13 @@ def write_recipe(world: Path, runs: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
-def test_invariant_8_a_killed_and_resumed_run_equals_the_straight_run(world, tmp_path):
+@pytest.mark.parametrize("way", ["reverse", "forward"])
+def test_invariant_8_a_killed_and_resumed_run_equals_the_straight_run(world, tmp_path, way):
     straight = tmp_path / "straight"
-    output = finish(start("--config", str(write_recipe(world, tmp_path, "straight"))))
+    output = finish(start("--config", str(write_recipe(world, tmp_path, "straight", way))))
     assert "step 6/6" in output
     killed = tmp_path / "killed"
-    process = start("--config", str(write_recipe(world, tmp_path, "killed")))
+    process = start("--config", str(write_recipe(world, tmp_path, "killed", way)))
     while not (killed / "checkpoints" / "step-00000002").is_dir():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)

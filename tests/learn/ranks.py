@@ -64,6 +64,7 @@ def rank_main(rank: int, port: int, recipe: Recipe, folder: Path) -> None:
     results["forward_resumed"] = resume(
         with_learner(forward(recipe), zero_stage=3), folder / "checkpoint_forward"
     )
+    results["signal"] = signal(with_learner(recipe, zero_stage=2, updates=1))
     results["renewed"] = one_stage(with_learner(renewing(recipe), zero_stage=3))
     results["unclipped"] = one_stage(with_learner(recipe, zero_stage=1, max_grad_norm=0.0))
     results["mixed"] = one_stage(with_learner(recipe, zero_stage=3), dtype=torch.bfloat16)
@@ -90,6 +91,14 @@ def one_stage(recipe: Recipe, **policy: Any) -> dict:
     weights = table and {k: v.clone() for k, v in arrow.unpack(table).items()}
     average = learner._ema.weights if learner._ema else None
     return {"metrics": metrics, "weights": weights, "checksum": checksum, "ema": average}
+
+
+def signal(recipe: Recipe, learner: Learner | None = None) -> dict[str, float]:
+    """Of 4 groups of 6 images, whole ones on every rank, in micro-batches of 3."""
+    learner = learner or make(recipe)
+    batch = draw_batch(FakePolicy(), recipe, groups=4, images=6)
+    metrics = learner.update(batch).metrics
+    return {name: value for name, value in metrics.items() if name.startswith("signal/")}
 
 
 def resume(recipe: Recipe, folder: Path) -> dict:

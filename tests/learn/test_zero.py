@@ -7,7 +7,7 @@ from percent_ray.data import arrow
 from percent_ray.learn.engine import TorchEngine
 from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, fake_recipe
-from tests.learn.ranks import forward, rank_main, renewing, train, with_learner
+from tests.learn.ranks import forward, rank_main, renewing, signal, train, with_learner
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -50,7 +50,7 @@ def largest_gap(one, other):
 
 
 def assert_same_metrics(found, expected):
-    """But for what is measured on units, which are micro-batches of their own on every rank."""
+    """But for what compares the parts of a step: two ranks share a group here."""
     for one, other in zip(found, expected, strict=True):
         split = ("signal/gradient", "signal/noise")
         one, other = ({k: v for k, v in m.items() if k not in split} for m in (one, other))
@@ -110,15 +110,20 @@ def test_a_renewed_reference_under_zero_3(recipe, ranks):
     assert largest_gap(found["weights"], weights) < 1e-6
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_signal_and_noise_are_measured_on_the_gradient_that_is_applied(ranks, stage):
-    """Whatever the units: together they are its squared norm, over all ranks."""
-    for found in (ranks[0]["stages"][stage], ranks[0]["forward"][stage]):
-        for metrics in found["metrics"]:
-            larger = metrics["grad/norm_max"]
-            smaller = 2 * metrics["grad/norm"] - larger
-            square = metrics["signal/gradient"] + metrics["signal/noise"]
-            assert square == pytest.approx((larger**2 + smaller**2) / 2, rel=0.05)
+def test_signal_and_noise_of_two_ranks_are_those_of_one_process(recipe, ranks):
+    """Each rank has two of the four groups."""
+    policy, whole = FakePolicy(), with_learner(recipe, updates=1)
+    expected = signal(whole, Learner(whole, policy, TorchEngine(whole.learner, policy)))
+    assert expected.keys() == {"signal/gradient", "signal/noise"}
+    for rank in ranks:
+        assert rank["signal"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_signal_and_noise_are_not_measured_where_ranks_share_a_group(ranks):
+    """Three groups on two ranks."""
+    for found in ranks[0]["stages"].values():
+        assert not {"signal/gradient", "signal/noise"} & found["metrics"][1].keys()
+        assert "signal/descent" in found["metrics"][1]
 
 
 def test_without_a_clip(recipe, ranks):

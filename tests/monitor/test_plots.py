@@ -70,6 +70,14 @@ def test_curves_draw_what_only_probes_measure(tmp_path):
     assert shows(tmp_path / "curves.png", plots.COLOURS["sample"])
 
 
+def test_a_step_without_a_gradient_draws_no_share(tmp_path):
+    history = History(tmp_path / "metrics.jsonl")
+    for step in range(3):
+        history.append(step, {"signal/gradient": 0.0, "signal/noise": 0.0, "reward/mean": step})
+    plots.curves(history.path, tmp_path / "curves.png")
+    assert plots._signal_share({"signal/gradient": 0.25, "signal/noise": 0.75}) == {"": 0.25}
+
+
 @pytest.mark.parametrize("draw", [plots.timeline, plots.grid])
 def test_nothing_to_draw_is_an_error(tmp_path, draw):
     with pytest.raises(ValueError, match="to draw"):

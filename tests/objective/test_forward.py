@@ -131,7 +131,7 @@ def test_noised_latents_lie_on_the_line_from_image_to_noise():
 
 def test_times_of_a_schedule_are_its_own_in_random_order():
     schedule = torch.linspace(1, 0.1, 10)
-    times = forward.draw_times(schedule, count=0, shift=3.0, source=source())
+    times = forward.draw_times(schedule, count=10, shift=3.0, source=source())
     assert sorted(times.tolist(), reverse=True) == schedule.tolist()
     assert times.tolist() != schedule.tolist()
     three = forward.draw_times(schedule, count=3, shift=3.0, source=source())

@@ -328,3 +328,16 @@ def test_a_group_teaches_where_anything_but_a_kl_pulls():
     rows = stack([Weights(zero, score=one), Weights(one, score=zero)])
     assert rows.teaches(dims=2).tolist() == [True, True]
     assert stack([Weights(zero), Weights(one)]).teaches(dims=2).tolist() == [False, True]
+
+
+def test_gardo_has_unit_advantages_in_the_forward_process_whatever_the_rewards_scale():
+    """NFT's pull grows with the advantage; GRPO's, under Adam, does not."""
+    forward = {"log_prob": torch.zeros(G, K, 0), "scored": torch.zeros(G, 0, dtype=torch.int64)}
+    gardo = METHODS["gardo"]()
+    for scale in (1.0, 0.01):
+        s = signals(rewards=scale * normal(0, G, K), **forward)
+        weights = gardo(s).weights
+        assert weights.advantage.shape == weights.kl_reference.shape == (G, K, 1)
+        assert weights.advantage.std(correction=0).item() == pytest.approx(1, abs=0.05)
+    plain = gardo(signals(rewards=0.01 * normal(0, G, K))).weights.advantage
+    assert plain.abs().max() < 0.1

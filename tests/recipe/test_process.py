@@ -28,6 +28,27 @@ def test_the_forward_process_says_what_it_does_not_measure_and_not_read():
     assert unread.endswith("forward: forward.beta 0.1")
 
 
+def test_a_key_that_is_read_is_not_called_unread():
+    """The decoder reads its batch size, and a shifted distribution no share of the schedule."""
+    lines = notes(recipes.load(NFT, ["--perceptual.batch_size", "8"]))
+    assert "batch_size" not in " ".join(lines)
+    recipes.load(NFT, ["--sampling.train_fraction", "0.01"])
+
+
+def test_guidance_is_told():
+    line = notes(recipes.load(NFT, ["--model.guidance", "4.5"]))[1]
+    assert line.startswith("model.guidance 4.5: groups are drawn with it and the guided velocity")
+
+
+def test_a_layout_that_cannot_tell_signal_from_noise_is_told():
+    pec = RECIPES / "shapes_pec.yaml"
+    [line] = notes(recipes.load(pec, ["--learner.micro_batch", "72"]))
+    assert "an optimizer step of 72 images is one micro-batch" in line
+    shared = ["--runtime.learner.workers", "4", "--learner.micro_batch", "6"]
+    [line] = notes(recipes.load(pec, shared))
+    assert "6 groups do not divide among 4 learners" in line
+
+
 def test_keys_of_the_forward_process_are_not_read_by_the_other():
     recipe = recipes.load(RECIPES / "shapes_pec.yaml", ["--learner.old.most", "0.9"])
     assert notes(recipe) == ["not read under learner.process reverse: learner.old.most 0.9"]
@@ -48,12 +69,16 @@ def test_a_method_of_transitions_is_refused_in_one_line(method):
     ("changes", "said"),
     [
         (["--learner.process", "reverse", "--sampling.solver", "dpmpp_2m"], "is of the forward"),
-        (["--forward.times", "0"], "forward.times 0 is all times of a schedule"),
+        (["--forward.times", "0"], "forward.times 0 is for a schedule; set it to 1 or more"),
         (
-            ["--forward.distribution", "schedule", "--forward.times", "10"],
-            "forward.times 10 is more than the schedule's 9",
+            ["--forward.distribution", "schedule", "--forward.times", "11"],
+            "forward.times 11 is more than the schedule's 10",
         ),
-        (["--sampling.train_fraction", "0.01"], "sampling.train_fraction: a trained fraction"),
+        (
+            ["--forward.distribution", "schedule", "--sampling.train_fraction", "0.01"],
+            "sampling.train_fraction: a trained fraction",
+        ),
+        (["--learner.old.first", "0.9"], "learner.old.first 0.9 is above learner.old.most 0.3"),
         (["--learner.process", "backward"], "learner.process: got 'backward'"),
     ],
 )

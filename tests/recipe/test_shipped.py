@@ -83,6 +83,20 @@ def test_sd35_medium_carries_flow_grpos_hyper_parameters():
         assert [k for k, scorer in got.scorers.items() if scorer.weight] == [name]
 
 
+def test_the_two_embedded_presets_of_the_forward_process_differ_in_their_method_only():
+    plain, pec = (recipe.load(FOLDER / f"{name}.yaml") for name in ("shapes_nft", "shapes_nft_pec"))
+    differing = {
+        key
+        for (key, one), (_, other) in zip(
+            recipe.flatten(plain.model_dump(exclude={"method"})),
+            recipe.flatten(pec.model_dump(exclude={"method"})),
+            strict=True,
+        )
+        if one != other
+    }
+    assert differing == {"run.name"}
+
+
 def test_sd35_medium_carries_diffusion_nfts_settings():
     for name, method in (("pickscore_nft_pec", "marginal_pec"), ("geneval_nft", "flow_grpo")):
         got = recipe.load(FOLDER / f"sd35_medium_{name}.yaml")
@@ -95,4 +109,5 @@ def test_sd35_medium_carries_diffusion_nfts_settings():
         assert (got.learner.lr, got.learner.updates, got.learner.weight_decay) == (3e-4, 1, 1e-4)
         assert (got.model.lora_rank, got.model.lora_alpha) == (32, 64)
         assert (got.learner.ema_decay, got.learner.ema_every) == (0.9, 1)
+        assert got.runtime.max_staleness == 0
         assert [k for k, s in got.scorers.items() if s.weight] == [name.partition("_")[0]]

@@ -19,10 +19,11 @@ class Gardo:
     reward the judges do not share are held to the reference.
 
     For A > 0, A = (r - mean) d / mean d, with d an image's least cosine distance to the rest of its
-    group; no std divides. The KL holds the `fraction` of images whose rank by the reward is most
-    above their mean rank by the judges. That share follows how far reward and judges are apart,
-    a tenth up or down a step: the published rule of "dynamic percentile" is not specified further.
-    `objective.reference_every` and `reference_kl` renew the reference.
+    group; no std divides, but in the forward process that of the step. The KL holds the `fraction`
+    of images whose rank by the reward is most above their mean rank by the judges. That share
+    follows how far reward and judges are apart, a tenth up or down a step: the published rule of
+    "dynamic percentile" is not specified further. `objective.reference_every` and `reference_kl`
+    renew the reference.
     """
 
     name: Literal["gardo"] = "gardo"
@@ -40,6 +41,9 @@ class Gardo:
         distance = torch.stack([_nearest(s.features[space]) for space in self.image_spaces]).mean(0)
         unlike = distance / distance.mean(dim=1, keepdim=True).clamp_min(1e-8)
         advantage = torch.where(centred > 0, centred * unlike, centred)
+        if not s.log_prob.shape[-1]:
+            # The forward process has a scale of its own: how far an advantage pulls from v_old.
+            advantage = advantage / advantage.std(correction=0).clamp_min(1e-8)
         advantage = advantage.clamp(-s.advantage_clip, s.advantage_clip)
         judged = torch.stack([_ranks(s.scores[judge]) for judge in self.judges]).mean(0)
         excess = _ranks(s.rewards) - judged

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from percent_ray.flow.noise import generator
-from percent_ray.learn import signal
-from percent_ray.learn.signal import Meter, Sketch
+from percent_ray.learn.meter import BUCKETS, Meter, Sketch
 
 CPU = torch.device("cpu")
 
@@ -15,8 +14,8 @@ def draw(name, *shape):
     return torch.randn(*shape, generator=generator("test", name))
 
 
-def sketch(tensors):
-    sums = torch.zeros(signal.BUCKETS, dtype=torch.float64)
+def sketch(tensors, buckets=BUCKETS):
+    sums = torch.zeros(buckets, dtype=torch.float64)
     made = Sketch(CPU)
     for name, tensor in tensors.items():
         made.add(name, tensor, sums)
@@ -51,9 +50,9 @@ def test_equal_tensors_of_two_names_do_not_add_up_in_a_sketch():
 
 
 def test_a_tensor_longer_than_the_signs(monkeypatch):
-    monkeypatch.setattr(signal, "PERIOD", 4_093)
-    monkeypatch.setattr(signal, "BUCKETS", 1_024)
-    found = sketch({"x": torch.ones(100_000)})
+    monkeypatch.setattr("percent_ray.learn.meter.PERIOD", 4_093)
+    monkeypatch.setattr("percent_ray.learn.meter.BUCKETS", 1_024)
+    found = sketch({"x": torch.ones(100_000)}, buckets=1_024)
     assert found.square().sum().item() == pytest.approx(100_000, rel=0.2)
 
 
@@ -85,13 +84,13 @@ class FakePolicy:
         return {"weight": self.weight}
 
 
-def units(meter, policy, gradients, shares):
+def units(meter, policy, gradients, shares, *, independent=True):
     """One optimizer step whose units have these gradients, each in two passes."""
     for gradient, share in zip(gradients, shares, strict=True):
         for part in (0.25, 0.75):
             (policy.weight * (meter._engine.scale * part * gradient)).sum().backward()
         meter.end_unit(share)
-    meter.end_step()
+    meter.end_step(independent=independent)
     policy.weight.grad = None
 
 
@@ -122,22 +121,26 @@ def test_pure_noise_has_no_signal():
 
 
 def test_all_ranks_and_the_engines_scale():
-    """Two ranks with the same units are one with units twice as large."""
+    """Two ranks that have the same units each are one process with all of them."""
     one, two = FakePolicy(), FakePolicy()
     gradients = [draw(f"{u}", 20_000) for u in range(3)]
     alone, group = Meter(one, FakeEngine()), Meter(two, FakeEngine(world=2))
-    units(alone, one, [2 * g for g in gradients], [1 / 3] * 3)
+    units(alone, one, [*gradients, *gradients], [1 / 6] * 6)
     units(group, two, gradients, [1 / 6] * 3)
-    found = [meter.metrics() for meter in (alone, group)]
-    whole, shared = (m["signal/gradient"] + m["signal/noise"] for m in found)
-    assert shared == pytest.approx(whole)
+    expected, found = alone.metrics(), group.metrics()
+    assert found == pytest.approx(expected)
 
 
-def test_one_unit_measures_nothing():
+def test_one_unit_and_parts_of_a_group_measure_nothing():
     policy = FakePolicy()
     meter = Meter(policy, FakeEngine())
     units(meter, policy, [draw("g", 20_000)], [1.0])
     assert "signal/gradient" not in meter.metrics()
+    halves = [draw("g", 20_000), draw("h", 20_000)]
+    units(meter, policy, halves, [0.5, 0.5], independent=False)
+    found = meter.metrics()
+    assert "signal/gradient" not in found
+    assert "signal/descent" in found
 
 
 def step(meter, policy, gradient, update):

@@ -1,4 +1,4 @@
-from percent_ray.monitor.metrics import by_space
+from percent_ray.metrics import by_space
 
 
 def test_by_space():

@@ -14,53 +14,59 @@ from torch import Tensor
 
 from percent_ray.flow.noise import generator
 from percent_ray.learn.engine import Engine
+from percent_ray.metrics import COSINE, DESCENT, GRADIENT, NOISE
 from percent_ray.models.base import Policy
 
 BUCKETS = 2**16
 """Numbers of a sketch: a squared norm is right to sqrt(2 / BUCKETS), 0.6 %."""
 PERIOD = 4_194_301
-"""Random signs, a prime number of them: no two elements that share a bucket share a sign."""
+"""Random signs, a prime number of them: no two elements of a tensor share bucket and sign."""
 FILE = "signal.safetensors"
 
 
 class Sketch:
     """Count sketches of named tensors: every element goes with a random sign into one bucket, both
-    a function of its place. For all it makes, |sketch|^2 is |tensor|^2 and inner products are inner
-    products, without bias and to about 1 %."""
+    a function of its name and place. For all it makes, |sketch|^2 is |tensor|^2 and inner products
+    are inner products, without bias and to about 1 %."""
 
     def __init__(self, device: torch.device) -> None:
         bits = torch.randint(2, (PERIOD,), generator=generator("sketch", "signs"))
         self._signs = (2 * bits - 1).to(device, torch.float32)
-        self._places: dict[str, int] = {}
+        self._starts: dict[str, tuple[int, int]] = {}
 
     def add(self, name: str, tensor: Tensor, sums: Float64[Tensor, " n"]) -> None:
         """Add the sketch of one tensor to `sums`; that of several is the sum of theirs."""
-        place = self._place(name)
-        for piece in tensor.detach().reshape(-1).split(PERIOD):
-            signed = piece.float() * self._signs[: len(piece)]
-            if place + len(signed) <= BUCKETS:  # most of an adapter's tensors
-                sums[place : place + len(signed)] += signed
-                continue
-            for row in signed.split(BUCKETS):
-                head, tail = row[: BUCKETS - place], row[BUCKETS - place :]
-                sums[place : place + len(head)] += head
-                sums[: len(tail)] += tail
-            place = (place + PERIOD) % BUCKETS
+        flat = tensor.detach().reshape(-1)
+        bucket, sign = self._start(name)
+        while len(flat):
+            piece, flat = flat[: PERIOD - sign], flat[PERIOD - sign :]
+            signed = piece.float() * self._signs[sign : sign + len(piece)]
+            if bucket + len(signed) <= BUCKETS:  # most of an adapter's tensors
+                sums[bucket : bucket + len(signed)] += signed
+            else:
+                cut = len(signed) // BUCKETS * BUCKETS
+                row = signed[:cut].view(-1, BUCKETS).sum(0)
+                row[: len(signed) - cut] += signed[cut:]
+                sums += row.roll(bucket)
+            bucket, sign = (bucket + len(piece)) % BUCKETS, 0
 
-    def _place(self, name: str) -> int:
-        """The bucket of a tensor's first element."""
-        if name not in self._places:
+    def _start(self, name: str) -> tuple[int, int]:
+        """The bucket and the sign of a tensor's first element."""
+        if name not in self._starts:
             source = generator("sketch", name)
-            self._places[name] = int(torch.randint(BUCKETS, (), generator=source).item())
-        return self._places[name]
+            places = (torch.randint(most, (), generator=source) for most in (BUCKETS, PERIOD))
+            bucket, sign = (int(place.item()) for place in places)
+            self._starts[name] = bucket, sign
+        return self._starts[name]
 
 
 class Meter:
     """Measures the gradients of one rank's optimizer steps, and the updates of its weights.
 
     The gradient of a step is a sum over units that are drawn independently: groups, or as many
-    micro-batches as end together with one. From |G|^2 of the whole and the |G_u|^2 of the units,
-    with their shares p_u of the images,
+    micro-batches as end together with one. Nothing is measured where ranks share a group: the
+    advantages of its parts add up to 0, they are not independent. From |G|^2 of the whole and the
+    |G_u|^2 of the units, with their shares p_u of the images,
 
         signal = (|G|^2 - sum |G_u|^2) / (1 - sum p_u^2)        noise = |G|^2 - signal
 
@@ -96,13 +102,14 @@ class Meter:
         self._total += torch.cat([unit, squares])
         self._unit = self._zeros(BUCKETS)
 
-    def end_step(self) -> None:
-        """All ranks have passed through the units of one optimizer step. Every rank enters."""
+    def end_step(self, *, independent: bool) -> None:
+        """All ranks have passed through the units of one optimizer step; `independent` is False
+        where they share a group. Every rank enters."""
         total = self._engine.all_reduce(self._total, "sum")
         gradient, units, shares = total[:-2], total[-2], total[-1]
         whole = gradient.square().sum()
         self._gradients.append(gradient)
-        if shares < 1 - 1e-9:  # one unit has nothing to be compared with
+        if independent and shares < 1 - 1e-9:  # one unit has nothing to be compared with
             signal = (whole - units) / (1 - shares)
             self._measured.append(torch.stack([signal, whole - signal]))
         self._total = self._zeros(BUCKETS + 2)
@@ -111,21 +118,22 @@ class Meter:
         """Of one learner step, once its weights are there; every rank enters.
 
         `signal/gradient` and `signal/noise` are means over its optimizer steps.
-        `signal/update_cosine` compares the change of the weights with the last one: momentum alone
-        makes it 0.9 at beta 0.9. `signal/descent` compares the last change with minus this step's
-        gradient, which is of fresh images: below 0 the last step has gone too far.
+        `signal/update_cosine` compares the change of the weights with the last one: of pure noise a
+        momentum of 0.9 makes it 0.9 with one optimizer step, 0.86 with two. `signal/descent`
+        compares the last change with minus this step's gradient, which is of fresh images: below 0
+        the last step has gone too far.
         """
         found: dict[str, float] = {}
         if self._measured:
             signal, noise = torch.stack(self._measured).mean(0).tolist()
-            found = {"signal/gradient": signal, "signal/noise": noise}
+            found = {GRADIENT: signal, NOISE: noise}
         gradient = torch.stack(self._gradients).mean(0)
         self._measured, self._gradients = [], []
         before, self._weights = self._weights, self._sketched()
         last, self._update = self._update, self._weights - before
         if last is not None:
-            found["signal/descent"] = _cosine(last, -gradient)
-            found["signal/update_cosine"] = _cosine(last, self._update)
+            found[DESCENT] = _cosine(last, -gradient)
+            found[COSINE] = _cosine(last, self._update)
         return found
 
     def save(self, folder: Path) -> None:

@@ -5,14 +5,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from percent_ray.monitor.metrics import DESCENT, DIFFER, GRADIENT, NOISE, TAUGHT
+from percent_ray.metrics import DESCENT, DIFFER, GRADIENT, NOISE, TAUGHT
 
 WINDOW = 10
 """Steps that are looked at together: one step's own numbers are too noisy."""
 SURE = 2.0
 """Standard errors from 0 that something must be to be told."""
+LEAST = 5
+"""Steps that must have measured something before it is told."""
 MOSTLY = 0.5
 """A step with less signal than this is mostly noise."""
+FEW = 0.5
+"""Less than this share of the groups with different rewards is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class Estimate:
 
     mean: float
     error: float
+    steps: int
 
     @property
     def below_0(self) -> bool:
@@ -32,11 +37,11 @@ class Estimate:
 
 
 def share(steps: Sequence[Mapping[str, float]]) -> Estimate | None:
-    """The share of a step's squared gradient that is signal; None before two steps have measured
-    it."""
+    """The share of a step's squared gradient that is signal; None before `LEAST` steps have
+    measured it."""
     pairs = [(m[GRADIENT], m[GRADIENT] + m[NOISE]) for m in steps if GRADIENT in m and NOISE in m]
     whole = math.fsum(square for _, square in pairs)
-    if len(pairs) < 2 or whole <= 0:
+    if len(pairs) < LEAST or whole <= 0:
         return None
     return _estimate([signal * len(pairs) / whole for signal, _ in pairs])
 
@@ -44,7 +49,7 @@ def share(steps: Sequence[Mapping[str, float]]) -> Estimate | None:
 def descent(steps: Sequence[Mapping[str, float]]) -> Estimate | None:
     """The cosine of the last update with downhill, as fresh images see it."""
     values = [m[DESCENT] for m in steps if DESCENT in m]
-    return _estimate(values) if len(values) > 1 else None
+    return _estimate(values) if len(values) >= LEAST else None
 
 
 def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
@@ -53,12 +58,12 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
     lines: list[str] = []
     found, groups = share(steps), [m[TAUGHT] for m in steps if TAUGHT in m]
     if found is not None:
-        least = max(found.mean + SURE * found.error, 1e-3)
+        most = min(1.0, max(found.mean + SURE * found.error, SURE * found.error))
         told = f"{found.mean:.1%} ± {found.error:.1%}"
         if not found.above_0:
             lines.append(
-                f"signal: not told from noise, under {least:.0%} of a step's squared gradient "
-                f"({told} over {len(steps)} steps); set data.groups_per_step higher, "
+                f"signal: not told from noise, under {most:.1%} of a step's squared gradient "
+                f"({told} over {found.steps} steps); set data.groups_per_step higher, "
                 "learner.updates to 1 or learner.lr lower, and give it many steps"
             )
         else:
@@ -66,7 +71,7 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
             scale = mean * (1 - found.mean) / found.mean
             verdict = "mostly noise" if found.mean < MOSTLY else "mostly signal"
             lines.append(
-                f"signal: {told} of a step's squared gradient over {len(steps)} steps, {verdict}; "
+                f"signal: {told} of a step's squared gradient over {found.steps} steps, {verdict}; "
                 f"half of it would be with about {scale:.0f} groups a step, there are {mean:.0f}"
             )
     ahead = descent(steps)
@@ -77,10 +82,11 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
             "data.groups_per_step higher"
         )
     differ = [m[DIFFER] for m in steps if DIFFER in m]
-    if differ and (mean := math.fsum(differ) / len(differ)) < MOSTLY:
+    if differ and (mean := math.fsum(differ) / len(differ)) < FEW:
         lines.append(
-            f"rewards differ in {mean:.0%} of the groups only, the others teach nothing; set "
-            "sampling.group_size higher or give prompts that are neither too easy nor too hard"
+            f"rewards differ in {mean:.0%} of the groups only, in the others the reward teaches "
+            "nothing; set sampling.group_size higher or give prompts that are neither too easy nor "
+            "too hard"
         )
     return lines
 
@@ -88,4 +94,4 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
 def _estimate(values: Sequence[float]) -> Estimate:
     mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return Estimate(mean, math.sqrt(variance / len(values)))
+    return Estimate(mean, math.sqrt(variance / len(values)), len(values))
