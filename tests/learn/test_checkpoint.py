@@ -94,5 +94,5 @@ def test_another_format(tmp_path):
     write_state(tmp_path, STATE, recipe)
     fields = json.loads((tmp_path / "driver.json").read_text())
     (tmp_path / "driver.json").write_text(json.dumps(fields | {"format": 9}))
-    with pytest.raises(ValueError, match="checkpoint format 9, this version reads 2"):
+    with pytest.raises(ValueError, match="checkpoint format 9, this version reads 3"):
         read_state(tmp_path, recipe)
