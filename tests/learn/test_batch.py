@@ -17,6 +17,7 @@ def test_chunks_are_a_partition_that_depends_on_seed_and_step():
     assert first == chunks([13, 12], 2, seed=1, version=3)
     assert first != chunks([13, 12], 2, seed=1, version=4)
     assert first != chunks([13, 12], 2, seed=2, version=3)
+    assert set(first[0]) != set(chunks([13, 12], 2, seed=1, version=4)[0]), "other images together"
 
 
 @pytest.mark.parametrize("updates", [1, 2, 3, 4])
