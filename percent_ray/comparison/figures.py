@@ -259,7 +259,7 @@ def _panels(
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel(xlabel)
         axes.ticklabel_format(useOffset=False)
-        axes.locator_params(axis="x", integer=xlabel == "step")
+        axes.locator_params(axis="x", integer=xlabel == "step", nbins=6)
         if not one_legend:
             axes.legend(frameon=False, fontsize=8)
         plain(axes, grid="y")
