@@ -16,11 +16,9 @@ TRAININGS: Final = {
     "distill": ("sd3", 50, 1500),
     "clip": ("clip", 30, 1000),
     "pickscore": ("pickscore", 40, 3000),
-    "judge": ("judge", 60, 3000),
     "dino": ("dino", 20, 1000),
 }
-"""Folder of the weights, seed and steps of each training. `judge` has PickScore's part of judging
-what was trained on `pickscore`: the same taste, learned from other pairs by another network."""
+"""Folder of the weights, seed and steps of each training."""
 PARTS: Final = ("prompts", *TRAININGS, "report")
 """In the order that they need each other."""
 
@@ -49,7 +47,7 @@ def train(part: str, weights: Path, *, seed: int, steps: int | None) -> None:
 
     name, own_seed, own_steps = TRAININGS[part]
     folder, seed, steps = weights / name, own_seed + seed, steps or own_steps
-    if part in ("pickscore", "judge"):
+    if part == "pickscore":
         # Half the steps on captions, half on preferences.
         autoencoder = AutoencoderKL.from_pretrained(weights / "sd3/vae", dtype=torch.float32)
         clip.train(folder, seed=seed, steps=steps // 2)
