@@ -70,13 +70,14 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     tracker.params(dict(recipes.flatten(recipe.model_dump(mode="json"))))
     tracker.file(folder / RECIPE_FILE, "recipe")
     terminal = Terminal(recipe.run.steps, first=progress.version)
+    said = notes(recipe)
     journal = Journal(tracker, terminal, first=progress.version)
     status: Status = "FAILED"
     roles = None
     try:
         with terminal:
             roles = await _start(recipe, folder, source, prompts[0])
-            terminal.say("\n".join([*roles.loaded, *notes(recipe)]))
+            terminal.say("\n".join([*roles.loaded, *said]))
             loop = Loop(
                 recipe,
                 roles,
@@ -99,7 +100,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
             await roles.close()
         journal.draw()
         tracker.close(status)
-    terminal.say(journal.summary(checkpoint.latest(folder), notes(recipe)))
+    terminal.say(journal.summary(checkpoint.latest(folder), said))
 
 
 async def _start(recipe: Recipe, folder: Path, source: Path | None, first: Prompt) -> Any:

@@ -18,11 +18,7 @@ the schema's metadata `percent_ray` is JSON.
 
 Storage is float32, float16 or bfloat16, column by column.
 
-| images, K rows | row shape | dtype   | what                                                      |
-|----------------|-----------|---------|-----------------------------------------------------------|
-| final          | [C, H, W] | storage | latents at sigma 0: all that the forward process keeps    |
-
-    {"schema": "images", "version": 1}
+The forward process has no steps, [0, 0], and keeps `final` alone.
 
 | tensors, 1 row | row shape | dtype | what                                                      |
 |----------------|-----------|-------|-----------------------------------------------------------|
@@ -85,17 +81,15 @@ def trajectory_table(
 
 
 def images_table(final: Float[Tensor, "K C H W"]) -> pa.Table:
-    """The images table of one group. Raises ValueError for a dtype that is no storage dtype."""
+    """The trajectory table of one group without steps. Raises ValueError for a dtype that is no
+    storage dtype."""
     if final.dtype not in STORAGE:
         raise ValueError(f"final is {final.dtype}, expected a floating dtype of at most 32 bits")
-    return _table({"final": final}, "images")
+    return _table({"final": final}, "trajectory", steps=[0, 0])
 
 
 def steps(table: pa.Table) -> range:
-    """The SDE steps of a trajectory table; none of an images table. ValueError for any other."""
-    metadata = _metadata(table)
-    if metadata["schema"] == "images":
-        return range(0)
+    """The SDE steps of a trajectory table. ValueError for any other table."""
     return range(*_metadata(table, "trajectory")["steps"])
 
 
@@ -177,7 +171,7 @@ def _column(table: pa.Table, name: str) -> Tensor:
 
 
 def _metadata(
-    table: pa.Table, schema: Literal["trajectory", "images", "tensors"] | None = None
+    table: pa.Table, schema: Literal["trajectory", "tensors"] | None = None
 ) -> dict[str, Any]:
     """The schema's JSON; ValueError for a table of another schema or version."""
     text = (table.schema.metadata or {}).get(b"percent_ray")

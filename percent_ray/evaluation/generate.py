@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from percent_ray.flow import noise, sampler
 from percent_ray.models.base import Decoder, Policy
+from percent_ray.models.solver import draw
 from percent_ray.types import Prompt
 
 
@@ -37,20 +37,16 @@ def generate(
     The noise of picture k of prompt p is a function of (seed, p, k): two policies are compared on
     the same noise, picture by picture.
     """
-    device = next(policy.module.parameters()).device
-    sigmas = policy.sigmas(steps).to(device)
     for number, prompt in enumerate(prompts):
-        condition = policy.encode([prompt.text])
-        parts: list[Tensor] = []
-        for first in range(0, images, batch_size):
-            chosen = range(first, min(first + batch_size, images))
-            start = noise.group_noise(seed, number, chosen, noise.INITIAL, policy.latent_shape)
-            parts.append(
-                sampler.ode(
-                    lambda latents, sigma, c=condition: policy.velocity(latents, sigma, c),
-                    start.to(device),
-                    sigmas,
-                )
-            )
-        pixels = torch.cat([decoder.decode(part).cpu() for part in parts])
-        yield Pictures(prompt, pixels, torch.cat(parts).cpu())
+        latents = draw(
+            policy,
+            policy.encode([prompt.text]),
+            seed=seed,
+            group_id=number,
+            images=images,
+            steps=steps,
+            batch_size=batch_size,
+            solver="euler",
+        )
+        pixels = torch.cat([decoder.decode(part).cpu() for part in latents.split(batch_size)])
+        yield Pictures(prompt, pixels, latents.cpu())

@@ -26,10 +26,17 @@ def generator(*ids: int | str) -> torch.Generator:
 
 
 def noise(
-    seed: int, group_id: int, image: int, step: int, shape: Sequence[int]
+    seed: int,
+    group_id: int,
+    image: int,
+    step: int,
+    shape: Sequence[int],
+    *,
+    stream: str = "noise",
 ) -> Float32[Tensor, "*shape"]:
-    """Standard normal noise of one image at one step; `step = INITIAL` is where it starts."""
-    source = generator("noise", seed, group_id, image, step)
+    """Standard normal noise of one image at one step; `step = INITIAL` is where it starts. Draws of
+    another `stream` are independent of these."""
+    source = generator(stream, seed, group_id, image, step)
     return torch.randn(tuple(shape), generator=source, dtype=torch.float32, device="cpu")
 
 

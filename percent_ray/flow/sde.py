@@ -52,7 +52,7 @@ class Transition:
 
     def draw(self, noise: Float[Tensor, "B ..."]) -> Float32[Tensor, "B ..."]:
         """x_{i+1} = mu + s eps (arXiv 2605.12112, eq. 5)."""
-        return self.mean + _over(self.std, self.mean) * noise
+        return self.mean + over(self.std, self.mean) * noise
 
     def log_prob(self, next_latents: Float[Tensor, "B ..."]) -> Float32[Tensor, " B"]:
         """log pi(x_{i+1} | x_i), mean over the latent's elements; gradients reach the mean only.
@@ -61,7 +61,7 @@ class Transition:
         (noise_level 0), except for `cps`. Summed in float64, so that a row's value does not depend
         on the batch that it is replayed in.
         """
-        residual = _mean_square(next_latents.detach().float() - self.mean)
+        residual = mean_square(next_latents.detach().float() - self.mean)
         if self.kind == "cps":
             return (-residual).float()
         std = self.std.double()
@@ -124,8 +124,8 @@ def transition(
         noise_level=noise_level,
         kind=kind,
     )
-    mean = _over(step.latents, latents) * latents.float()
-    mean = mean + _over(step.velocity, latents) * velocity.float()
+    mean = over(step.latents, latents) * latents.float()
+    mean = mean + over(step.velocity, latents) * velocity.float()
     rows = latents.shape[:1]
     return Transition(mean, step.std.expand(rows), step.diffusion.expand(rows), kind)
 
@@ -135,11 +135,11 @@ def _double(sigma: float | Tensor) -> Tensor:
     return torch.as_tensor(sigma, dtype=torch.float32).double()
 
 
-def _over(factor: Tensor, latents: Tensor) -> Tensor:
+def over(factor: Tensor, latents: Tensor) -> Tensor:
     """A scalar or [B] factor, shaped to multiply [B, ...]."""
     return factor.reshape(factor.shape + (1,) * (latents.ndim - 1)) if factor.ndim else factor
 
 
-def _mean_square(difference: Tensor) -> Tensor:
+def mean_square(difference: Tensor) -> Tensor:
     """[B, ...] to float64 [B]."""
     return difference.square().flatten(1).mean(1, dtype=torch.float64)

@@ -132,21 +132,21 @@ def chunks(groups: Sequence[int], updates: int, *, seed: int, version: int) -> l
     return [part for part in parts if part]
 
 
-def boundaries(chunk: Sequence[int], *, world: int) -> range:
-    """Where each rank's share of a chunk begins, but for the first."""
+def shares(chunk: Sequence[int], *, world: int) -> list[list[int]]:
+    """A chunk in order, cut into a part for each rank: all as long as the first, but for the last
+    ones."""
     largest = math.ceil(len(chunk) / world)
-    return range(largest, len(chunk), largest)
+    return [list(chunk[rank * largest : (rank + 1) * largest]) for rank in range(world)]
 
 
 def micro_batches(
     chunk: Sequence[int], *, rank: int, world: int, size: int
 ) -> Iterator[tuple[list[int], bool]]:
-    """A rank's share of a chunk, a part of it in order, in micro-batches of at most `size` images,
+    """A rank's share of a chunk in micro-batches of at most `size` images,
     and whether one is padding. Every rank gets the same number of them; one that has run out of
     images takes the chunk's first with weight 0, as ZeRO's collective calls wait for all ranks.
     """
-    largest = math.ceil(len(chunk) / world)
-    share = list(chunk[rank * largest : (rank + 1) * largest])
-    for first in range(0, largest, size):
-        images = share[first : first + size]
+    cut = shares(chunk, world=world)
+    for first in range(0, len(cut[0]), size):
+        images = cut[rank][first : first + size]
         yield (images, False) if images else ([chunk[0]], True)

@@ -158,6 +158,13 @@ def exchanged(
             parameter.data = present[name]
 
 
+def snapshot(engine: Engine, weights: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Copies on their own device of the trained weights, whole, on every rank. Every rank
+    enters."""
+    with engine.whole():
+        return {name: weight.detach().clone() for name, weight in weights.items()}
+
+
 def copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU, contiguous."""
     return {

@@ -1,6 +1,6 @@
 """The forward process: flow matching on finished images, weighted by their advantages."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float32
@@ -17,7 +17,13 @@ from percent_ray.recipe.tree import Recipe
 from percent_ray.types import ShapedBatch
 
 MEANS = ("loss/total", "kl/reference", "loss/matching", "velocity/moved")
+"""`velocity/moved`: how far the trained velocity is from the old one, mean square."""
 FARTHEST = "velocity/moved_max"
+"""Its largest; in the first optimizer step 0 where the trained weights are the old ones, whoever
+has drawn the images."""
+
+Noised = tuple[Float32[Tensor, "B C H W"], Float32[Tensor, "B C H W"], Float32[Tensor, " B"]]
+"""Noised latents x_t, the velocity eps - x_0 there, and the times t."""
 
 
 class Forward:
@@ -59,32 +65,14 @@ class Forward:
     def losses(self, batch: MicroBatch, tally: Tally) -> Iterator[Float32[Tensor, ""]]:
         """Of every fresh noise. The old policy's velocities at all of them come first, and the
         reference's, so that weights are exchanged once a micro-batch."""
-        clean = batch.columns["final"].float()
-        times = torch.stack([self._times(group, image) for group, image in batch.ids])
-        drawn = [
-            (self._noise(batch, number, clean), time.to(clean.device))
-            for number, time in enumerate(times.T)
-        ]
-        olds = self._velocities(self._old, clean, drawn, batch.condition)
+        drawn = list(self._noised(batch))
+        olds = self._velocities(self._old, drawn, batch.condition)
         referred = batch.weights.kl_reference is not None
-        references = (
-            self._velocities(self._reference, clean, drawn, batch.condition) if referred else olds
-        )
-        for (eps, time), old, reference in zip(drawn, olds, references, strict=True):
-            velocity = self._policy.velocity(
-                forward.noised(clean, eps, time), time, batch.condition
-            )
-            loss = self._loss(batch, velocity, old, reference, eps - clean, time, tally)
+        references = self._velocities(self._reference, drawn, batch.condition) if referred else olds
+        for (latents, target, time), old, reference in zip(drawn, olds, references, strict=True):
+            velocity = self._policy.velocity(latents, time, batch.condition)
+            loss = self._loss(batch, velocity, old, reference, target, time, tally)
             yield 0.0 * loss.sum() if batch.padding else loss.sum()
-
-    def metrics(
-        self, means: Mapping[str, float], largest: Mapping[str, list[float]]
-    ) -> dict[str, float]:
-        """`velocity/moved` is how far the trained velocity is from the old one, mean square, and
-        `velocity/first_moved_max` its largest at the first optimizer step: 0 where the trained
-        weights are the old ones, whoever has drawn the images."""
-        farthest = largest[FARTHEST]
-        return {**means, FARTHEST: max(farthest), "velocity/first_moved_max": farthest[0]}
 
     def _loss(
         self,
@@ -136,16 +124,12 @@ class Forward:
     def _velocities(
         self,
         whose: Old | Reference,
-        clean: Tensor,
-        drawn: list[tuple[Tensor, Tensor]],
+        drawn: Sequence[Noised],
         condition: Condition,
     ) -> list[Tensor]:
         """Those of the old policy, or of the reference, at every fresh noise."""
         with whose():
-            return [
-                self._policy.velocity(forward.noised(clean, eps, time), time, condition)
-                for eps, time in drawn
-            ]
+            return [self._policy.velocity(latents, time, condition) for latents, _, time in drawn]
 
     def _times(self, group: int, image: int) -> Float32[Tensor, " n"]:
         return forward.draw_times(
@@ -155,14 +139,14 @@ class Forward:
             source=noise.generator("forward_times", self._recipe.run.seed, group, image),
         )
 
-    def _noise(self, batch: MicroBatch, number: int, clean: Tensor) -> Float32[Tensor, "B C H W"]:
-        """The `number`-th fresh noise of each image."""
-        seed = self._recipe.run.seed
-        rows = [
-            torch.randn(
-                clean.shape[1:],
-                generator=noise.generator("forward_noise", seed, group, image, number),
-            )
-            for group, image in batch.ids
-        ]
-        return torch.stack(rows).to(clean.device)
+    def _noised(self, batch: MicroBatch) -> Iterator[Noised]:
+        """The images under each of their fresh noises."""
+        clean, seed = batch.columns["final"].float(), self._recipe.run.seed
+        times = torch.stack([self._times(group, image) for group, image in batch.ids])
+        for number, time in enumerate(times.T.to(clean.device)):
+            fresh = [
+                noise.noise(seed, group, image, number, clean.shape[1:], stream="forward_noise")
+                for group, image in batch.ids
+            ]
+            eps = torch.stack(fresh).to(clean.device)
+            yield forward.noised(clean, eps, time), eps - clean, time

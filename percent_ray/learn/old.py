@@ -1,14 +1,13 @@
 """The old policy of the forward process: what groups are drawn with, and where a step starts."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from percent_ray.learn.engine import Engine, copies
+from percent_ray.learn.engine import Engine, copies, snapshot
 from percent_ray.models.base import Policy
 from percent_ray.objective.forward import old_decay
 from percent_ray.recipe import tree
@@ -30,11 +29,9 @@ class Old:
         self._weights = self._cast()
         """The average in the dtype of the trained weights."""
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self) -> AbstractContextManager[None]:
         """Inside, the policy's `velocity` is the old one's."""
-        with self._engine.holding(self._weights):
-            yield
+        return self._engine.holding(self._weights)
 
     @torch.no_grad()
     def follow(self, step: int) -> float:
@@ -59,10 +56,8 @@ class Old:
         self._average = load_file(folder / FILE, device=str(self._engine.device))
         self._weights = self._cast()
 
-    @torch.no_grad()
     def _trained(self) -> dict[str, Tensor]:
-        with self._engine.whole():
-            return {n: p.detach().clone() for n, p in self._policy.trainable().items()}
+        return snapshot(self._engine, self._policy.trainable())
 
     def _cast(self) -> dict[str, Tensor]:
         trained = self._policy.trainable()

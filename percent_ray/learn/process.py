@@ -18,7 +18,7 @@ class Tally:
     def __init__(
         self, device: torch.device, *, sums: Sequence[str], largest: Sequence[str]
     ) -> None:
-        self._names = tuple(sums), tuple(largest)
+        self.names = tuple(sums), tuple(largest)
         self.sums = torch.zeros(1 + len(sums), dtype=torch.float64, device=device)
         """The number of losses, then the sums by name."""
         self.largest = torch.zeros(len(largest), dtype=torch.float64, device=device)
@@ -26,9 +26,9 @@ class Tally:
     def add(self, count: int, sums: Mapping[str, Tensor], largest: Mapping[str, Tensor]) -> None:
         """What one pass over `count` images has: 0-d tensors."""
         added = [torch.full_like(self.sums[0], count)]
-        added += [sums[name].detach().double() for name in self._names[0]]
+        added += [sums[name].detach().double() for name in self.names[0]]
         self.sums += torch.stack(added)
-        seen = [largest[name].detach().double() for name in self._names[1]]
+        seen = [largest[name].detach().double() for name in self.names[1]]
         self.largest = torch.maximum(self.largest, torch.stack(seen))
 
 
@@ -52,24 +52,17 @@ class Process(Protocol):
         stepped back through before the next is asked for. Adds what is not padding to `tally`."""
         ...
 
-    def metrics(
-        self, means: Mapping[str, float], largest: Mapping[str, list[float]]
-    ) -> dict[str, float]:
-        """What a learner step logs, of `reduce`'s results."""
-        ...
 
-
-def reduce(
-    tallies: Sequence[Tally], engine: Engine
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Over all ranks: means over everything that a learner step has learned from, and the largest
-    values of each of its optimizer steps. One tally for each of them."""
-    sums, largest = tallies[0]._names
+def reduce(tallies: Sequence[Tally], engine: Engine) -> dict[str, float]:
+    """What a learner step logs, over all ranks, one tally for each of its optimizer steps: means
+    over everything that it has learned from, and the largest values, `a/b` of all optimizer steps
+    and `a/first_b` of the first, where the weights are still those that the step began with."""
+    sums, largest = tallies[0].names
     total = engine.all_reduce(torch.stack([tally.sums for tally in tallies]).sum(0), "sum")
     count, *values = total.tolist()
     seen = engine.all_reduce(torch.cat([tally.largest for tally in tallies]), "max")
     by_step = seen.reshape(len(tallies), -1).T.tolist()
-    return (
-        {name: value / count for name, value in zip(sums, values, strict=True)},
-        dict(zip(largest, by_step, strict=True)),
-    )
+    found = {name: value / count for name, value in zip(sums, values, strict=True)}
+    for name, steps in zip(largest, by_step, strict=True):
+        found |= {name: max(steps), name.replace("/", "/first_"): steps[0]}
+    return found

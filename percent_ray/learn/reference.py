@@ -1,14 +1,14 @@
 """The policy that the KL is measured to: the model before training, or a later one of the run."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from percent_ray.learn.engine import Engine, copies
+from percent_ray.learn.engine import Engine, copies, snapshot
 from percent_ray.models.base import Policy
 from percent_ray.recipe import tree
 
@@ -30,15 +30,11 @@ class Reference:
         self._weights: Mapping[str, Tensor] | None = None
         """None stands for the model before training."""
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __call__(self) -> AbstractContextManager[None]:
         """Inside, the policy's `velocity` is the reference's."""
         if self._weights is None:
-            with self._policy.reference():
-                yield
-        else:
-            with self._engine.holding(self._weights):
-                yield
+            return self._policy.reference()
+        return self._engine.holding(self._weights)
 
     def follow(self, version: int, kl: float) -> bool:
         """Take the present weights where it is time to; `kl` is the last update's, the same on all
@@ -46,9 +42,7 @@ class Reference:
         due = bool(self._every) and version % self._every == 0
         if not due and not (self._kl and kl > self._kl):
             return False
-        with self._engine.whole():
-            trained = self._policy.trainable()
-            self._weights = {name: p.detach().clone() for name, p in trained.items()}
+        self._weights = snapshot(self._engine, self._policy.trainable())
         return True
 
     def save(self, folder: Path) -> None:

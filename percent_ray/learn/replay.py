@@ -1,6 +1,6 @@
 """The reverse process: the replay of stored trajectories under the policy's present weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float32
@@ -24,6 +24,8 @@ MEANS = (
     "ratio/clip_high",
 )
 DEVIATION = "ratio/max_dev"
+"""Largest |ratio - 1|; in the first optimizer step 0 but for rounding, where the weights have drawn
+the batch themselves."""
 
 
 class Replay:
@@ -51,15 +53,6 @@ class Replay:
         """Of every trained step, in order."""
         for step in range(batch.weights.advantage.shape[1]):
             yield self._loss(batch, step, tally)
-
-    def metrics(
-        self, means: Mapping[str, float], largest: Mapping[str, list[float]]
-    ) -> dict[str, float]:
-        """`ratio/first_max_dev` is that of the first optimizer step, where the weights are still
-        those of the batch's version: 0 but for rounding when they have drawn the batch themselves.
-        """
-        deviation = largest[DEVIATION]
-        return {**means, DEVIATION: max(deviation), "ratio/first_max_dev": deviation[0]}
 
     def _loss(self, batch: MicroBatch, step: int, tally: Tally) -> Float32[Tensor, ""]:
         weights = batch.weights.map(lambda weight: weight[:, step])

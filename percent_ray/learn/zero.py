@@ -16,6 +16,7 @@ from percent_ray.learn.engine import (
     check_stamp,
     copies,
     exchanged,
+    snapshot,
     write_stamp,
 )
 from percent_ray.models.base import Policy
@@ -85,8 +86,7 @@ class ZeroEngine:
             with exchanged(self._weights, weights):
                 yield
             return
-        with self.whole():
-            present = {name: w.detach().clone() for name, w in self._weights.items()}
+        present = snapshot(self, self._weights)
         self._write(weights)
         try:
             yield

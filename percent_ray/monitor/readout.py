@@ -58,7 +58,7 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
     lines: list[str] = []
     found, groups = share(steps), [m[TAUGHT] for m in steps if TAUGHT in m]
     if found is not None:
-        most = min(1.0, max(found.mean + SURE * found.error, SURE * found.error))
+        most = min(1.0, max(found.mean, 0.0) + SURE * found.error)
         told = f"{found.mean:.1%} ± {found.error:.1%}"
         if not found.above_0:
             lines.append(

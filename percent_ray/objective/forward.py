@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from percent_ray.flow import sde
+from percent_ray.objective.grpo import grpo_loss
+
 Loss = Literal["nft", "awm"]
 """`nft`: DiffusionNFT (arXiv 2509.16117). `awm`: advantage-weighted matching (arXiv 2509.25050)."""
 Times = Literal["schedule", "shifted"]
@@ -42,7 +45,7 @@ def noised(
     clean: Float[Tensor, "B ..."], noise: Float32[Tensor, "B ..."], time: Float32[Tensor, " B"]
 ) -> Float32[Tensor, "B ..."]:
     """x_t = (1 - t) x_0 + t eps."""
-    t = _over(time, clean)
+    t = sde.over(time, clean)
     return (1 - t) * clean.float() + t * noise
 
 
@@ -70,7 +73,7 @@ def nft_loss(
     |x^ - x_0| of the row, at least `LEAST`, without gradient. `target` is eps - x_0. Where
     v_theta = v_old the gradient is that of A t^2 |v_theta - target|^2 / w, for |A| <= `clip`.
     """
-    old, t = velocity_old.detach(), _over(time, target)
+    old, t = velocity_old.detach(), sde.over(time, target)
     q = optimality(advantage, clip=clip)
     error_plus = t * (target - (beta * velocity + (1 - beta) * old))
     error_minus = t * (target - ((1 + beta) * old - beta * velocity))
@@ -95,15 +98,16 @@ def awm_loss(
 
     Where v_theta = v_old the gradient is that of A |v_theta - target|^2.
     """
-    before = mean_square(velocity_old.detach() - target)
-    ratio = (before - mean_square(velocity - target)).exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return torch.maximum(-advantage * ratio, -advantage * clipped)
+    now, old = velocity - target, velocity_old.detach() - target
+    loss, _ = grpo_loss(
+        -mean_square(now), -mean_square(old), advantage, clip_low=clip_low, clip_high=clip_high
+    )
+    return loss
 
 
 def mean_square(difference: Float32[Tensor, "B ..."]) -> Float32[Tensor, " B"]:
     """Mean over the elements of each row."""
-    return difference.square().flatten(1).mean(1, dtype=torch.float64).float()
+    return sde.mean_square(difference).float()
 
 
 def old_decay(step: int, *, first: float, rise: float, after: int, most: float) -> float:
@@ -116,8 +120,3 @@ def _adaptive(error: Float32[Tensor, "B ..."]) -> Float32[Tensor, " B"]:
     """|error|^2 / mean |error|, the divisor without gradient."""
     weight = error.detach().abs().flatten(1).mean(1, dtype=torch.float64).clamp_min(LEAST)
     return mean_square(error) / weight.float()
-
-
-def _over(time: Float32[Tensor, " B"], latents: Tensor) -> Float32[Tensor, "B ..."]:
-    """Shaped to multiply [B, ...]."""
-    return time.float().reshape(-1, *(1,) * (latents.ndim - 1))

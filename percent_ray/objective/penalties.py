@@ -2,11 +2,10 @@
 
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from percent_ray.flow.sde import Transition
+from percent_ray.flow.sde import Transition, mean_square
 
 KLForm = Literal["gaussian", "flow_grpo"]
 """`gaussian`: the true KL, with dt. `flow_grpo`: Flow-GRPO's code, which divides by 2 g^2 instead
@@ -23,8 +22,8 @@ def gaussian_kl(
     With scale = s the KL of two policies at one step, in nats a dimension; KL-Cov has it too, with
     the old policy's mean for reference.
     """
-    gap = (mean.float() - mean_reference.float()).square().flatten(1)
-    return (gap.mean(1, dtype=torch.float64) / (2 * scale.double().square())).float()
+    gap = mean_square(mean.float() - mean_reference.float())
+    return (gap / (2 * scale.double().square())).float()
 
 
 def reference_kl(

@@ -8,7 +8,7 @@ those of the command line to the working directory.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,13 @@ def differences(then: Tree, now: Tree) -> list[str]:
     return [
         f"{key} was {before.get(key, 'not there')}, is {after.get(key, 'not there')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and (key in steering or not any(f"{generic(key)}.".startswith(f"{k}.") for k in FREE))
+        if before.get(key) != after.get(key) and (key in steering or not within(generic(key), FREE))
     ]
+
+
+def within(key: str, names: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `names` or in a section of theirs."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from percent_ray.recipe.load import defaults, flatten
+from percent_ray.recipe.load import defaults, flatten, within
 from percent_ray.recipe.tree import Recipe
 
 REVERSE = (
@@ -53,9 +53,7 @@ def _unread(recipe: Recipe) -> Iterator[str]:
     """Keys that differ from their defaults and have no effect, with their values."""
     usual = dict(flatten(defaults()))
     for key, value in flatten(recipe.model_dump(mode="json")):
-        if value != usual.get(key, value) and any(
-            f"{key}.".startswith(f"{k}.") for k in _of(recipe)
-        ):
+        if value != usual.get(key, value) and within(key, _of(recipe)):
             yield f"{key} {value}"
 
 

@@ -7,13 +7,14 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
 from percent_ray.data import arrow
-from percent_ray.learn.batch import Images, boundaries, chunks, micro_batches
+from percent_ray.learn.batch import Images, chunks, micro_batches, shares
 from percent_ray.learn.ema import Ema
 from percent_ray.learn.engine import Engine
 from percent_ray.learn.forward import Forward
@@ -71,8 +72,8 @@ class Learner:
         norms: list[float] = []
         for chunk in parts:
             tallies.append(self._accumulate(images, chunk))
-            cuts = boundaries(chunk, world=self._engine.world)
-            whole = all(images.split(chunk[cut - 1], chunk[cut]) for cut in cuts)
+            cut = [share for share in shares(chunk, world=self._engine.world) if share]
+            whole = all(images.split(one[-1], other[0]) for one, other in pairwise(cut))
             self._meter.end_step(independent=whole)
             norms.append(self._engine.step())
             if self._ema is not None:
@@ -81,7 +82,7 @@ class Learner:
         measured = {"learner/images": float(len(images)), "learner/updates": float(len(parts))}
         if parts:
             self._published = None
-            measured |= self._process.metrics(*reduce(tallies, self._engine))
+            measured |= reduce(tallies, self._engine)
             measured |= {"grad/norm": sum(norms) / len(norms), "grad/norm_max": max(norms)}
             measured |= self._meter.metrics()
             if self._old is not None:

@@ -1,7 +1,6 @@
 """The rollout role: one prompt in, one sampled group out. Knows nothing of who calls it."""
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +12,9 @@ from percent_ray.data import arrow
 from percent_ray.data.conditions import ConditionCache
 from percent_ray.flow import noise, sampler, schedule
 from percent_ray.models.base import Condition, Policy, best_device, family
-from percent_ray.models.solver import solve
+from percent_ray.models.solver import draw
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import Prompt, Span, Trajectory
-
-NoiseAt = Callable[[int], torch.Tensor]
-"""Noise [B, C, H, W] of a step, of the images of one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +78,8 @@ class RolloutWorker:
         assert policy is not None
         assert conditions is not None
         condition = conditions.get(prompt.text)
-        draw = self._images if self.recipe.is_forward else self._path
-        drawn = draw(policy, condition, group_id)
+        way = self._images if self.recipe.is_forward else self._path
+        drawn = way(policy, condition, group_id)
         return Trajectory(
             group_id=group_id,
             prompt=prompt,
@@ -114,35 +110,22 @@ class RolloutWorker:
                 parameter.copy_(tensors[name])
         self._checksum = checksum
 
-    def _batches(self, policy: Policy, group_id: int) -> Iterator[NoiseAt]:
-        """The noise of the group's images, batch by batch."""
-        sampling = self.recipe.sampling
-        for first in range(0, sampling.group_size, sampling.batch_size):
-            images = range(first, min(first + sampling.batch_size, sampling.group_size))
-
-            def draw(step: int, images: range = images) -> torch.Tensor:
-                seed, shape = self.recipe.run.seed, policy.latent_shape
-                return noise.group_noise(seed, group_id, images, step, shape)
-
-            yield draw
-
     def _images(self, policy: Policy, condition: Condition, group_id: int) -> Drawn:
         """The forward process: the group's finished latents by the ODE, and no steps."""
         sampling = self.recipe.sampling
-        device = next(policy.module.parameters()).device
-        sigmas = policy.sigmas(sampling.steps).to(device)
-        finished = [
-            solve(
-                lambda latents, sigma: policy.velocity(latents, sigma, condition),
-                draw(noise.INITIAL).to(device),
-                sigmas,
-                solver=sampling.solver,
-            )
-            for draw in self._batches(policy, group_id)
-        ]
-        final = torch.cat(finished).to("cpu", getattr(torch, sampling.storage_dtype))
+        final = draw(
+            policy,
+            condition,
+            seed=self.recipe.run.seed,
+            group_id=group_id,
+            images=sampling.group_size,
+            steps=sampling.steps,
+            batch_size=sampling.batch_size,
+            solver=sampling.solver,
+        )
+        stored = final.to("cpu", getattr(torch, sampling.storage_dtype))
         nothing = np.zeros(0, np.float32)
-        return Drawn(range(0), nothing, nothing, (), arrow.images_table(final))
+        return Drawn(range(0), nothing, nothing, (), arrow.images_table(stored))
 
     def _path(self, policy: Policy, condition: Condition, group_id: int) -> Drawn:
         """The reverse process: the group's SDE path."""
@@ -156,15 +139,21 @@ class RolloutWorker:
         spaces = recipe.measured_spaces(probe=group_id < 0)
         clean = recipe.perceptual.decode == "clean" and bool(spaces)
         paths: list[sampler.Path] = []
-        for draw in self._batches(policy, group_id):
+        for first in range(0, sampling.group_size, sampling.batch_size):
+            images = range(first, min(first + sampling.batch_size, sampling.group_size))
+
+            def noise_at(step: int, images: range = images) -> torch.Tensor:
+                seed, shape = recipe.run.seed, policy.latent_shape
+                return noise.group_noise(seed, group_id, images, step, shape)
+
             path = sampler.rollout(
                 lambda latents, sigma: policy.velocity(latents, sigma, condition),
-                draw(noise.INITIAL).to(device),
+                noise_at(noise.INITIAL).to(device),
                 sigmas,
                 steps=steps,
                 noise_level=sampling.noise_level,
                 kind=sampling.kind,
-                noise_at=draw,
+                noise_at=noise_at,
                 storage_dtype=getattr(torch, sampling.storage_dtype),
                 clean=clean,
                 clean_steps=scored if clean else None,

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from percent_ray.data import arrow
 from percent_ray.flow.noise import generator, group_noise
 from percent_ray.flow.sampler import ode, rollout
+from percent_ray.learn.engine import TorchEngine
 from percent_ray.models.base import Condition
 from percent_ray.objective.grpo import Weights
 from percent_ray.recipe import tree
+from percent_ray.roles.learner import Learner
 from percent_ray.types import ShapedBatch, ShapedRow
 
 SHAPE = (2, 4, 4)
@@ -105,6 +107,24 @@ class FakePolicy:
     def load(self, folder: str) -> None:
         for name, weight in load_file(Path(folder) / "weights.safetensors").items():
             self.trainable()[name].data.copy_(weight)
+
+
+def make_learner(recipe: tree.Recipe, seed: int = 0, **policy: Any) -> tuple[Learner, FakePolicy]:
+    """A learner of one process, and its policy."""
+    fake = FakePolicy(seed, **policy)
+    return Learner(recipe, fake, TorchEngine(recipe.learner, fake)), fake
+
+
+def resumed(first: Learner, recipe: tree.Recipe, folder: Path) -> tuple[Learner, FakePolicy]:
+    """What `first` has saved, in a new learner whose trained weights began elsewhere."""
+    folder.mkdir()
+    first.save(folder)
+    learner, policy = make_learner(recipe, seed=9)
+    # The frozen weights come from the model's own folder.
+    frozen = {k: v for k, v in FakePolicy().module.state_dict().items() if "adapter" not in k}
+    policy.module.load_state_dict(frozen, strict=False)
+    learner.load(folder)
+    return learner, policy
 
 
 def fake_recipe(folder: Path, **sections: dict[str, Any]) -> tree.Recipe:

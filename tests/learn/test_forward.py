@@ -6,9 +6,14 @@ import torch
 from percent_ray.data import arrow
 from percent_ray.flow.noise import generator
 from percent_ray.learn.batch import chunks
-from percent_ray.learn.engine import TorchEngine
-from percent_ray.roles.learner import Learner
-from tests.learn.fake import SHAPE, FakePolicy, draw_batch, fake_recipe
+from tests.learn.fake import (
+    SHAPE,
+    FakePolicy,
+    draw_batch,
+    fake_recipe,
+    make_learner,
+    resumed,
+)
 
 OLD = {"first": 0.25, "rise": 0.1, "after": 0, "most": 0.4}
 
@@ -22,12 +27,7 @@ def recipe_of(folder, *, kl=0.0, updates=2, times=3, **forward):
     )
 
 
-def make(recipe, seed=0, **policy):
-    fake = FakePolicy(seed, **policy)
-    return Learner(recipe, fake, TorchEngine(recipe.learner, fake)), fake
-
-
-def train(learner, recipe, steps, **changes):
+def train(learner, recipe, steps):
     """Batches of the untrained policy; the metrics of each step."""
     found = []
     for step in steps:
@@ -69,7 +69,7 @@ def direct_loss(policy, old, recipe, batch, images, *, kl):
 @pytest.mark.parametrize(("beta", "kl"), [(1.0, 0.0), (0.1, 0.3)])
 def test_two_learner_steps_equal_the_loss_transcribed_with_autograd(tmp_path, beta, kl):
     recipe = recipe_of(tmp_path, kl=kl, beta=beta)
-    learner, policy = make(recipe)
+    learner, policy = make_learner(recipe)
     found = train(learner, recipe, range(2))
 
     plain, old = FakePolicy(), FakePolicy()
@@ -103,7 +103,7 @@ def test_two_learner_steps_equal_the_loss_transcribed_with_autograd(tmp_path, be
 def test_the_first_step_starts_exactly_at_the_old_policy(tmp_path, dtype):
     """The same layouts and kernels; the second optimizer step is already away from it."""
     recipe = recipe_of(tmp_path)
-    learner, _ = make(recipe, dtype=dtype)
+    learner, _ = make_learner(recipe, dtype=dtype)
     [metrics] = train(learner, recipe, [0])
     assert metrics["velocity/first_moved_max"] == 0
     assert metrics["velocity/moved_max"] > 0
@@ -115,9 +115,9 @@ def test_invariant_6_the_loss_does_not_depend_on_micro_batches(tmp_path, micro_b
     other = recipe.model_copy(
         update={"learner": recipe.learner.model_copy(update={"micro_batch": micro_batch})}
     )
-    learner, policy = make(recipe)
+    learner, policy = make_learner(recipe)
     found = train(learner, recipe, range(2))
-    cut, cut_policy = make(other)
+    cut, cut_policy = make_learner(other)
     for one, two in zip(found, train(cut, other, range(2)), strict=True):
         same = [name for name in one if name not in ("signal/gradient", "signal/noise")]
         assert {k: two[k] for k in same} == pytest.approx({k: one[k] for k in same}, rel=1e-3)
@@ -130,33 +130,29 @@ def test_times_and_noises_are_functions_of_ids(tmp_path):
     recipe = recipe_of(tmp_path, updates=1)
     batch = draw_batch(FakePolicy(), recipe)
     turned = replace(batch, rows=batch.rows[::-1])
-    one, other = (make(recipe)[0].update(b).metrics["loss/total"] for b in (batch, turned))
+    one, other = (make_learner(recipe)[0].update(b).metrics["loss/total"] for b in (batch, turned))
     assert one == pytest.approx(other, rel=1e-6)
     seeded = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": 1})})
-    assert make(seeded)[0].update(batch).metrics["loss/total"] != pytest.approx(one, rel=1e-3)
+    assert make_learner(seeded)[0].update(batch).metrics["loss/total"] != pytest.approx(
+        one, rel=1e-3
+    )
 
 
 def test_invariant_8_save_load_continue_equals_the_straight_run_exactly(tmp_path):
     recipe = recipe_of(tmp_path, kl=0.1)
-    straight, _ = make(recipe)
+    straight, _ = make_learner(recipe)
     expected = train(straight, recipe, range(4))
-    first, _ = make(recipe)
+    first, _ = make_learner(recipe)
     train(first, recipe, range(2))
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    first.save(folder)
-    resumed, policy = make(recipe, seed=9)
-    frozen = {k: v for k, v in FakePolicy().module.state_dict().items() if "adapter" not in k}
-    policy.module.load_state_dict(frozen, strict=False)
-    resumed.load(folder)
-    assert resumed.publish()[1] == first.publish()[1]
-    assert train(resumed, recipe, range(2, 4)) == expected[2:]
-    assert resumed.publish()[1] == straight.publish()[1]
+    second, _ = resumed(first, recipe, tmp_path / "checkpoint")
+    assert second.publish()[1] == first.publish()[1]
+    assert train(second, recipe, range(2, 4)) == expected[2:]
+    assert second.publish()[1] == straight.publish()[1]
 
 
 def test_groups_are_drawn_with_the_old_weights(tmp_path):
     recipe = recipe_of(tmp_path)
-    learner, policy = make(recipe)
+    learner, policy = make_learner(recipe)
     train(learner, recipe, [0])
     trained = {name: p.detach().clone() for name, p in policy.trainable().items()}
     published = arrow.unpack(learner.publish()[0])
@@ -169,7 +165,7 @@ def test_groups_are_drawn_with_the_old_weights(tmp_path):
 
 def test_a_batch_without_groups_leaves_everything_as_it_is(tmp_path):
     recipe = recipe_of(tmp_path)
-    learner, policy = make(recipe)
+    learner, policy = make_learner(recipe)
     train(learner, recipe, [0])
     before = learner.publish()[1]
     empty = draw_batch(policy, recipe, groups=0, version=1)
@@ -188,13 +184,13 @@ def test_weights_of_transitions_have_no_place_here(tmp_path):
     with pytest.raises(
         ValueError, match=r"weights of transitions \(score\) in the forward process"
     ):
-        make(recipe)[0].update(replace(batch, rows=tuple(rows)))
+        make_learner(recipe)[0].update(replace(batch, rows=tuple(rows)))
 
 
 def test_matching_learns_the_images_that_it_is_shown(tmp_path):
     """With every image as good as can be, the flow-matching loss falls."""
     recipe = recipe_of(tmp_path, updates=1)
-    learner, _ = make(recipe)
+    learner, _ = make_learner(recipe)
     batch = draw_batch(FakePolicy(), recipe)
     best = [
         replace(row, weights=row.weights.map(lambda w: torch.full_like(w, 1.5)))

@@ -7,14 +7,7 @@ import torch
 from percent_ray.data import arrow
 from percent_ray.flow.noise import generator
 from percent_ray.learn.batch import chunks
-from percent_ray.learn.engine import TorchEngine
-from percent_ray.roles.learner import Learner
-from tests.learn.fake import FakePolicy, draw_batch, fake_recipe
-
-
-def make_learner(recipe, **policy):
-    fake = FakePolicy(**policy)
-    return Learner(recipe, fake, TorchEngine(recipe.learner, fake)), fake
+from tests.learn.fake import FakePolicy, draw_batch, fake_recipe, make_learner
 
 
 def with_weights(batch, names):

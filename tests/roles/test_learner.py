@@ -5,12 +5,7 @@ from safetensors.torch import load_file
 from percent_ray.data import arrow
 from percent_ray.learn.engine import TorchEngine, check_stamp, write_stamp
 from percent_ray.roles.learner import Learner
-from tests.learn.fake import FakePolicy, draw_batch, fake_recipe
-
-
-def make_learner(recipe, seed=0):
-    policy = FakePolicy(seed)
-    return Learner(recipe, policy, TorchEngine(recipe.learner, policy)), policy
+from tests.learn.fake import FakePolicy, draw_batch, fake_recipe, make_learner, resumed
 
 
 def train(learner, policy, recipe, steps):
@@ -37,19 +32,12 @@ def test_invariant_8_save_load_continue_equals_the_straight_run_exactly(
     expected = train(straight, policy, recipe, range(4))
     first, policy = make_learner(recipe)
     train(first, policy, recipe, range(2))
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    first.save(folder)
-    resumed, policy = make_learner(recipe, seed=9)
-    # The frozen weights come from the model's own folder.
-    frozen = {k: v for k, v in FakePolicy().module.state_dict().items() if "adapter" not in k}
-    policy.module.load_state_dict(frozen, strict=False)
-    resumed.load(folder)
-    assert resumed.version == 2
-    assert resumed.publish()[1] == first.publish()[1]
-    assert train(resumed, policy, recipe, range(2, 4)) == expected[2:]
+    second, policy = resumed(first, recipe, tmp_path / "checkpoint")
+    assert second.version == 2
+    assert second.publish()[1] == first.publish()[1]
+    assert train(second, policy, recipe, range(2, 4)) == expected[2:]
     if ema_decay:
-        assert arrow.checksum(resumed._ema.weights) == arrow.checksum(straight._ema.weights)
+        assert arrow.checksum(second._ema.weights) == arrow.checksum(straight._ema.weights)
 
 
 def test_published_weights_are_the_trained_ones_with_their_checksum(tmp_path):

@@ -5,9 +5,9 @@ keys beside `method.name`, with their types, bounds, defaults and docstrings; ca
 `Signals` it returns what it makes of them. What has to be measured for it is told by the names of
 its fields: `spaces` (log-probs of transitions, perceptual ones where it names any; such a method is
 of the reverse process only), `image_spaces` (features of finished images) and `judges` (scores that
-are not part of the reward). KL to the reference and clip ranges
-are those of the recipe's `objective`, whatever the method: Flow-GRPO with `objective.kl` is table
-1's "w/ KL", with `objective.clip_high` above `clip_low` it is "Clip-Higher".
+are not part of the reward). KL to the reference and clip ranges are those of the recipe's
+`objective`, whatever the method: Flow-GRPO with `objective.kl` is table 1's "w/ KL", with
+`objective.clip_high` above `clip_low` it is "Clip-Higher".
 
 Everything is decided here, on old-policy rollouts; the learner applies the weights and no more.
 """
