@@ -16,6 +16,7 @@ TRAININGS: Final = {
     "distill": ("sd3", 50, 1500),
     "clip": ("clip", 30, 1000),
     "pickscore": ("pickscore", 40, 3000),
+    "judge": ("judge", 60, 3000),
     "dino": ("dino", 20, 1000),
 }
 """Folder of the weights, seed and steps of each training."""
@@ -47,8 +48,9 @@ def train(part: str, weights: Path, *, seed: int, steps: int | None) -> None:
 
     name, own_seed, own_steps = TRAININGS[part]
     folder, seed, steps = weights / name, own_seed + seed, steps or own_steps
-    if part == "pickscore":
-        # Half the steps on captions, half on preferences.
+    if part in ("pickscore", "judge"):
+        # Half the steps on captions, half on preferences. The judge has the same taste, from other
+        # scenes and pairs: it is for evaluation, and no policy is trained on it.
         autoencoder = AutoencoderKL.from_pretrained(weights / "sd3/vae", dtype=torch.float32)
         clip.train(folder, seed=seed, steps=steps // 2)
         preferences.train(folder, vae=autoencoder, seed=seed, steps=steps // 2)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from percent_ray.comparison.plan import BASE, Comparison, Plan, Row
-from percent_ray.evaluation.quality import LATENT
+from percent_ray.evaluation.quality import CENTRED, SPACES
 from percent_ray.metrics import IMAGES_PER_S, STEP_S
 from percent_ray.monitor import history
 from percent_ray.recipe.tree import Recipe
@@ -107,8 +107,10 @@ class Results:
 
     @property
     def diversity(self) -> list[str]:
-        """Variances of the encoders that are not the reward's, and Vendi in every space."""
-        return [f"variance/{name}" for name in self.others] + self.vendi
+        """Table 1's: variances of the encoders that are not the reward's, and Vendi in every space
+        once, so without `CENTRED`."""
+        once = [name for name in self.vendi if name != f"vendi/{CENTRED}"]
+        return [f"variance/{name}" for name in self.others] + once
 
     @property
     def others(self) -> list[str]:
@@ -119,7 +121,7 @@ class Results:
     @property
     def vendi(self) -> list[str]:
         """Vendi in every space."""
-        return [f"vendi/{name}" for name in (*self.comparison.evaluation.encoders, LATENT)]
+        return [f"vendi/{name}" for name in (*self.comparison.evaluation.encoders, *SPACES)]
 
     @property
     def reference(self) -> str | None:
@@ -153,9 +155,11 @@ def read(plan: Plan, table: str = "1") -> Results:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What is in a folder's `RESULT`; empty where there is none."""
+    """What is in a folder's `RESULT`; empty where there is none, or one that an earlier version has
+    measured in other spaces: it is to be judged again."""
     path = folder / RESULT
-    return json.loads(path.read_text()) if path.is_file() else {}
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    return result if result.get("spaces") == list(SPACES) else {}
 
 
 def folder_of(recipe: Recipe) -> Path:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -17,6 +18,11 @@ from percent_ray.scorers.base import Report, Scorer
 
 LATENT = "vae"
 """The space of the pictures' latents, beside those of the encoders."""
+CENTRED = "vae_centred"
+"""The same less the mean latent of all the pictures: what they share, as a brighter background of
+every one, raises every cosine in `LATENT` and none here."""
+SPACES = (LATENT, CENTRED)
+"""Of diversity, beside those of the encoders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +57,13 @@ def measure(judged: Iterable[Judged]) -> dict[str, float]:
     """Means over prompts, by name:
 
     `quality/NAME` of every judge and `NAME/TASK` of one whose benchmark has tasks, in the units of
-    their reports; for every encoder and the VAE's latents `vendi/SPACE` and `variance/SPACE` (trace
-    of the covariance).
+    their reports; for every encoder and of `SPACES` `vendi/SPACE`, and `variance/SPACE` (trace of
+    the covariance) but for `CENTRED`, whose variance is that of `LATENT`.
     """
     values: dict[str, list[float]] = {}
-    for group in judged:
+    groups = list(judged)
+    mean = torch.cat([group.features[LATENT] for group in groups]).float().mean(0)
+    for group in groups:
         for name, report in group.reports.items():
             values.setdefault(f"quality/{name}", []).append(report.values.mean().item())
             for task, mean in report.by_task().items():
@@ -63,4 +71,6 @@ def measure(judged: Iterable[Judged]) -> dict[str, float]:
         for space, features in group.features.items():
             values.setdefault(f"vendi/{space}", []).append(vendi(features))
             values.setdefault(f"variance/{space}", []).append(feature_variance(features))
+        centred = vendi(group.features[LATENT].float() - mean)
+        values.setdefault(f"vendi/{CENTRED}", []).append(centred)
     return {name: float(np.mean(each)) for name, each in values.items()}

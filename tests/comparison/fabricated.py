@@ -12,6 +12,7 @@ from percent_ray.comparison import plan as plans
 from percent_ray.comparison.plan import BASE, Plan
 from percent_ray.comparison.results import PICTURES, RESULT
 from percent_ray.data.prompts import read_prompts
+from percent_ray.evaluation.quality import SPACES
 from percent_ray.monitor.history import History
 
 BASE_REWARD, BASE_VENDI = 0.2, 8.0
@@ -73,7 +74,7 @@ def numbers(reward: float, vendi: float) -> dict[str, float]:
     spaces = ("clip", "dino", "pickscore", "vae")
     metrics = {"quality/pickscore": reward, "quality/clip": reward / 2}
     metrics |= {"quality/geneval": 2 * reward, "geneval/counting": 3 * reward}
-    metrics |= {f"vendi/{space}": vendi for space in spaces}
+    metrics |= {f"vendi/{space}": vendi for space in (*spaces, "vae_centred")}
     return metrics | {f"variance/{space}": vendi / 10 for space in spaces}
 
 
@@ -85,7 +86,7 @@ def finish(plan: Plan) -> None:
 
     def write(folder: Path, versions: dict[int, dict[str, float]], **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        result = {"protocol": protocol, "versions": versions, **settings}
+        result = {"protocol": protocol, "spaces": SPACES, "versions": versions, **settings}
         (folder / RESULT).write_text(json.dumps(result))
         np.savez(folder / PICTURES, images=np.zeros((count, 4, 3, 8, 8), np.uint8))
 

@@ -125,6 +125,7 @@ def test_the_verdict_leaves_out_the_spaces_that_were_trained_on(plan):
         "marginal, clip space",
         "marginal, dino space",
         "marginal, vae space",
+        "marginal, vae_centred space",
     ]
     assert all("(yes, asked 80%)" in line and "above it" in line for line in lines)
     assert not any("not above" in line for line in lines)
@@ -214,10 +215,10 @@ def test_the_page_shows_the_numbers_of_the_tables(plan):
     assert (base[dino], reference[dino]) == ("8.000", "3.970 ±0.014")
     *rows, stopped, chosen = page.tables["At the same reward: 90% of the reference's gain"]
     assert [*rows[1][:3], rows[1][4]] == ["Flow-GRPO 2", "2", "100%", "55% ±0%"]
-    assert rows[2] == ["Flow-GRPO, slow 2", "0", "40%", *["-"] * 6]
+    assert rows[2] == ["Flow-GRPO, slow 2", "0", "40%", *["-"] * 7]
     assert rows[1][-2:] == ["270", "9.0"]
-    assert stopped[3:] == [*["55% to 55%"] * 4, "-", "-"]
-    assert chosen[3:] == [*["85%"] * 4, "-", "-"]
+    assert stopped[3:] == [*["55% to 55%"] * 5, "-", "-"]
+    assert chosen[3:] == [*["85%"] * 5, "-", "-"]
     head, *rows = page.tables["Above the frontier"]
     assert head[1] == "vendi/clip R² 0.98, of all rows 0.47"
     assert rows[3][1] == "+23.8% ±0.1%"

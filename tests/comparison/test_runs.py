@@ -149,6 +149,12 @@ def test_a_run_that_was_stopped_is_not_taken_for_finished(path, tmp_path, monkey
     runs._train_and_judge(recipe, protocol)
     assert runs.is_finished(recipe, protocol)
 
+    path = results.folder_of(recipe) / results.RESULT
+    older = json.loads(path.read_text()) | {"spaces": ["vae"]}
+    path.write_text(json.dumps(older))
+    assert not runs.is_finished(recipe, protocol), "judged in fewer spaces by an earlier version"
+    assert not results.read_result(results.folder_of(recipe))
+
 
 def test_a_run_of_another_recipe_is_kept_beside(path, tmp_path):
     short = ["--run.steps", "3", "--run.checkpoint_every", "1"]

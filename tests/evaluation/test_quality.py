@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -75,6 +77,19 @@ def test_measures_are_means_over_prompts():
         assert found[f"{name}/dino"] == pytest.approx(expected)
         latents = sum(function(g.latents.flatten(1)) for g in groups) / 2
         assert found[f"{name}/vae"] == pytest.approx(latents)
+
+
+def test_what_all_pictures_share_is_no_loss_of_the_centred_latents():
+    """A brighter background of every picture raises each cosine of the latents as they are."""
+    groups = [picture(0, "colors"), picture(1, "counting")]
+    shifted = [replace(group, latents=group.latents + 3.0) for group in groups]
+    before, after = (measure(judge_pictures(g, judges={}, encoders={})) for g in (groups, shifted))
+    assert after["vendi/vae"] < 0.5 * before["vendi/vae"]
+    assert after["vendi/vae_centred"] == pytest.approx(before["vendi/vae_centred"], rel=1e-4)
+    mean = torch.cat([group.latents for group in groups]).flatten(1).mean(0)
+    expected = sum(vendi(group.latents.flatten(1) - mean) for group in groups) / 2
+    assert before["vendi/vae_centred"] == pytest.approx(expected)
+    assert "variance/vae_centred" not in before
 
 
 def test_some_of_the_pictures_are_measured_as_if_they_were_all():

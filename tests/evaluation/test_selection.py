@@ -39,7 +39,7 @@ def groups(spread):
         reward = torch.randn(200, generator=source)
         others = spread * torch.randn(200, 6, generator=source)
         features = torch.cat([reward.unsqueeze(1), others], dim=1)
-        yield Judged({"pickscore": Report(reward, "")}, {"dino": features})
+        yield Judged({"pickscore": Report(reward, "")}, {"dino": features, "vae": others})
 
 
 def test_ever_stricter_choices_gain_reward_and_lose_only_what_it_is_about():

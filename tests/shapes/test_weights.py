@@ -40,9 +40,16 @@ def pipe():
     return flow.load(WEIGHTS / "sd3")
 
 
+RANKERS = ("pickscore", "judge")
+
+
+def load_ranker(name):
+    return CLIPModel.from_pretrained(WEIGHTS / name, dtype=torch.float32).eval()
+
+
 @pytest.fixture(scope="module")
 def ranker():
-    return CLIPModel.from_pretrained(WEIGHTS / "pickscore", dtype=torch.float32).eval()
+    return load_ranker("pickscore")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,8 @@ def test_all_weights_are_safetensors_and_at_most_20_mb():
     paths = [path for path in WEIGHTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in paths) <= 20e6
     assert {path.suffix for path in paths} <= {".safetensors", ".json", ".txt"}
-    assert {path.name for path in WEIGHTS.iterdir()} == {"sd3", "pickscore", "clip", "dino"}
+    names = {"sd3", "clip", "dino", *RANKERS}
+    assert {path.name for path in WEIGHTS.iterdir()} == names
 
 
 def test_the_pipeline_has_the_real_classes_in_float32(pipe):
@@ -119,16 +127,19 @@ def test_latents_are_about_unit_normal(pipe):
     assert 0.9 < latents.std().item() < 1.1
 
 
-def test_preferences_are_right_on_held_out_pairs(pipe, ranker):
+@pytest.mark.parametrize("name", RANKERS)
+def test_preferences_are_right_on_held_out_pairs(pipe, name):
     source = preferences.PairSource(1_000, SEED, pipe.vae)
-    by_kind = preferences.accuracy(ranker, source, 400)
+    by_kind = preferences.accuracy(load_ranker(name), source, 400)
     assert sum(by_kind.values()) / len(by_kind) >= 0.85, by_kind
 
 
-def test_preference_scores_have_the_size_of_pickscore(ranker):
+@pytest.mark.parametrize("name", RANKERS)
+def test_preference_scores_have_the_size_of_pickscore(name):
+    ranker = load_ranker(name)
     images, _, captions = clip.draw_set(100, SEED)
     with torch.no_grad():
-        words = clip.text_features(ranker, clip.all_captions(processor("pickscore").tokenizer))
+        words = clip.text_features(ranker, clip.all_captions(processor(name).tokenizer))
         score = preferences.scores(ranker, words[captions], to_unit(images))
     assert 0.7 < score.mean().item() / 26 < 1.1
 
@@ -149,7 +160,7 @@ def test_dino_finds_the_same_scene_again(views):
 
 def test_image_processors_are_the_real_ones_and_only_scale():
     images, _ = scenes.dataset(2, SEED)
-    expected = {"clip": CLIPImageProcessor, "pickscore": CLIPImageProcessor}
+    expected = dict.fromkeys((*RANKERS, "clip"), CLIPImageProcessor)
     for name, kind in (expected | {"dino": BitImageProcessor}).items():
         loaded = AutoImageProcessor.from_pretrained(WEIGHTS / name)
         assert isinstance(loaded, kind)
