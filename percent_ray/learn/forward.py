@@ -1,6 +1,6 @@
 """The forward process: flow matching on finished images, weighted by their advantages."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float32
@@ -55,6 +55,13 @@ class Forward:
                     "which has none; set learner.process reverse"
                 )
         return ("final",)
+
+    def begin(self, later: Iterator[MicroBatch]) -> None:
+        """The old policy's weights are kept: nothing has to be taken before they change."""
+
+    def check(self, first: Mapping[str, float]) -> Mapping[str, float]:
+        """There is no ratio: old and present velocity are taken at the same batch shapes."""
+        return {}
 
     def tally(self, device: torch.device) -> Tally:
         return Tally(device, sums=MEANS, largest=[FARTHEST])

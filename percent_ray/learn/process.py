@@ -39,6 +39,17 @@ class Process(Protocol):
         """Those of the payloads that the batch is learned from by."""
         ...
 
+    def begin(self, later: Iterator[MicroBatch]) -> None:
+        """Before a learner step's first optimizer step: the micro-batches of its other ones, which
+        need not be looked at."""
+        ...
+
+    def check(self, first: Mapping[str, float]) -> Mapping[str, float]:
+        """What `reduce` makes of the first optimizer step that a run takes, before its weights
+        change, on a batch that they have drawn themselves: what of it is to be logged. Raises
+        ValueError where training would be on rounding."""
+        ...
+
     def tally(self, device: torch.device) -> Tally:
         """An empty one."""
         ...

@@ -1,6 +1,6 @@
 """The reverse process: the replay of stored trajectories under the policy's present weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float32
@@ -22,10 +22,13 @@ MEANS = (
     "ratio/mean",
     "ratio/clip_low",
     "ratio/clip_high",
+    "ratio/outside",
 )
 DEVIATION = "ratio/max_dev"
 """Largest |ratio - 1|; in the first optimizer step 0 but for rounding, where the weights have drawn
 the batch themselves."""
+FLOOR = "ratio/floor"
+"""The same of a run's first optimizer step, before the weights change: nothing but rounding."""
 
 
 class Replay:
@@ -37,11 +40,37 @@ class Replay:
         self._objective = recipe.objective
         self._sampling = recipe.sampling
         self._sigmas = policy.sigmas(recipe.sampling.steps)
+        self._own = recipe.objective.old_log_prob == "replayed"
+        self._old: dict[tuple[int, int], Float32[Tensor, " S"]] = {}
+        """Old log-probs by image, replayed before the first optimizer step, which needs none."""
 
     def columns(self, batch: ShapedBatch) -> Sequence[str]:
         """The means only where a weight asks for them."""
         asked = any(row.weights.kl_old is not None for row in batch.rows)
         return ("latents", "log_probs", "means") if asked else ("latents", "log_probs")
+
+    @torch.no_grad()
+    def begin(self, later: Iterator[MicroBatch]) -> None:
+        """Take their old log-probs at these batch shapes, where the recipe asks for it."""
+        self._old.clear()
+        for batch in later if self._own else ():
+            steps = range(batch.weights.advantage.shape[1])
+            found = [self._transition(batch, s).log_prob(_next(batch, s)) for s in steps]
+            self._old |= zip(batch.ids, torch.stack(found, dim=1), strict=True)
+
+    def check(self, first: Mapping[str, float]) -> Mapping[str, float]:
+        """The ratio's floor: how far rounding alone moves it. Raises ValueError where that is more
+        than half of the clip range."""
+        floor, share = first[DEVIATION], first["ratio/outside"]
+        clip = min(self._objective.clip_low, self._objective.clip_high)
+        if floor > clip / 2:
+            raise ValueError(
+                f"before the first update the ratio is up to {floor:.1e} from 1 ({share:.0%} of "
+                "transitions lie outside the clip range): draw and replay round differently, by "
+                f"more than half of objective.clip_low or clip_high, {clip:g}; set "
+                "objective.old_log_prob replayed, model.dtype float32, or a wider clip range"
+            )
+        return {FLOOR: floor, f"{FLOOR}_outside": share}
 
     def tally(self, device: torch.device) -> Tally:
         return Tally(device, sums=MEANS, largest=[DEVIATION])
@@ -60,8 +89,8 @@ class Replay:
         reference = None if weights.kl_reference is None else self._referred(batch, step)
         loss, ratio, kl = transition_loss(
             self._transition(batch, step),
-            batch.columns["latents"][:, step + 1],
-            batch.columns["log_probs"][:, step],
+            _next(batch, step),
+            self._old_log_prob(batch, step),
             weights,
             clip_low=self._objective.clip_low,
             clip_high=self._objective.clip_high,
@@ -78,9 +107,17 @@ class Replay:
             "ratio/mean": ratio.ratio_sum,
             "ratio/clip_low": ratio.clip_low_sum,
             "ratio/clip_high": ratio.clip_high_sum,
+            "ratio/outside": ratio.outside_sum,
         }
         tally.add(len(loss), sums, {DEVIATION: ratio.ratio_deviation_max})
         return loss.sum()
+
+    def _old_log_prob(self, batch: MicroBatch, step: int) -> Float32[Tensor, " B"] | None:
+        """None in an optimizer step whose own log-probs are the old ones."""
+        if not self._own:
+            return batch.columns["log_probs"][:, step]
+        old = [self._old[image][step] for image in batch.ids if image in self._old]
+        return torch.stack(old) if old else None
 
     @torch.no_grad()
     def _referred(self, batch: MicroBatch, step: int) -> Transition:
@@ -101,3 +138,8 @@ class Replay:
             noise_level=self._sampling.noise_level,
             kind=self._sampling.kind,
         )
+
+
+def _next(batch: MicroBatch, step: int) -> Tensor:
+    """The latents that a step has drawn."""
+    return batch.columns["latents"][:, step + 1]

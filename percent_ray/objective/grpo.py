@@ -67,6 +67,8 @@ class RatioMetrics:
     """Transitions with A < 0 that the lower bound cuts off from the gradient."""
     clip_high_sum: Float64[Tensor, ""]
     """Transitions with A > 0 that the upper bound cuts off from the gradient."""
+    outside_sum: Float64[Tensor, ""]
+    """Transitions with a ratio outside the clip range, whatever their A."""
     approx_kl_sum: Float64[Tensor, ""]
     """(log pi - log pi_old)^2 / 2, Flow-GRPO's estimate of the KL to the old policy."""
 
@@ -107,7 +109,7 @@ def grpo_loss(
 def transition_loss(
     policy: Transition,
     next_latents: Float32[Tensor, "B ..."],
-    old_log_prob: Float32[Tensor, " B"],
+    old_log_prob: Float32[Tensor, " B"] | None,
     weights: Weights,
     *,
     clip_low: float,
@@ -121,9 +123,12 @@ def transition_loss(
         max(-A rho, -A clip(rho)) - score rho + log_prob log pi
             + kl_old |mu - mu_old|^2 / (2 s^2) + kl_reference KL(pi || pi_ref)
 
-    `old_mean` is needed where `weights.kl_old` is given, `reference` where `kl_reference` is.
+    Without `old_log_prob` the old policy is this one: rho is 1, with its gradient. `old_mean` is
+    needed where `weights.kl_old` is given, `reference` where `kl_reference` is.
     """
     log_prob = policy.log_prob(next_latents)
+    if old_log_prob is None:
+        old_log_prob = log_prob.detach()
     loss, metrics = grpo_loss(
         log_prob, old_log_prob, weights.advantage, clip_low=clip_low, clip_high=clip_high
     )
@@ -149,5 +154,6 @@ def _metrics(change: Tensor, ratio: Tensor, clipped: Tensor, advantage: Tensor) 
         ratio_deviation_max=(ratio.double() - 1).abs().amax(),
         clip_low_sum=((ratio < clipped) & (advantage < 0)).double().sum(),
         clip_high_sum=((ratio > clipped) & (advantage > 0)).double().sum(),
+        outside_sum=(ratio != clipped).double().sum(),
         approx_kl_sum=0.5 * change.double().square().sum(),
     )

@@ -13,6 +13,7 @@ REVERSE = (
     "sampling.window_high",
     *(f"perceptual.{key}" for key in ("spaces", "measure", "decode", "feature_scale", "steps")),
     "objective.kl_form",
+    "objective.old_log_prob",
 )
 """Keys and sections of transitions."""
 FORWARD = ("forward", "learner.old")
@@ -31,6 +32,12 @@ def notes(recipe: Recipe) -> list[str]:
                 f"model.guidance {recipe.model.guidance:g}: groups are drawn with it and the "
                 "guided velocity is trained; DiffusionNFT is published with 1, which is off"
             )
+    elif recipe.objective.old_log_prob == "replayed" and recipe.runtime.max_staleness:
+        lines.append(
+            "objective.old_log_prob replayed: the ratio begins at 1 also for groups that older "
+            f"weights have drawn (runtime.max_staleness {recipe.runtime.max_staleness}); how far "
+            "the weights have moved since is not in it"
+        )
     if unread := list(_unread(recipe)):
         process = recipe.learner.process
         lines.append(f"not read under learner.process {process}: {', '.join(unread)}")

@@ -133,6 +133,9 @@ class Objective(Section):
     """Lower clip range of the ratio."""
     clip_high: PositiveFloat = 1e-4
     """Upper clip range of the ratio."""
+    old_log_prob: Literal["drawn", "replayed"] = "drawn"
+    """Of the ratio: what the rollout has drawn with, or the learner's own, taken at its own batch
+    shapes before a learner step's first update, so that rollout may round otherwise."""
     advantage_std: Literal["group", "global"] = "global"
     """Whose standard deviation divides the advantage."""
     advantage_clip: PositiveFloat = 5.0

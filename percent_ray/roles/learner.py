@@ -5,7 +5,7 @@ Every rank of a group calls every method, in the same order and with the same ar
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
 from percent_ray.data import arrow
-from percent_ray.learn.batch import Images, chunks, micro_batches, shares
+from percent_ray.learn.batch import Images, MicroBatch, chunks, micro_batches, shares
 from percent_ray.learn.ema import Ema
 from percent_ray.learn.engine import Engine
 from percent_ray.learn.forward import Forward
@@ -52,6 +52,8 @@ class Learner:
             if learner.ema_decay
             else None
         )
+        self._checked = False
+        """Whether this process has taken an optimizer step on what its weights have drawn."""
         self._published: tuple[pa.Table | None, str] | None = None
         """Of the present weights, once they were asked for."""
 
@@ -60,7 +62,8 @@ class Learner:
 
         `learner.updates` optimizer steps; a batch without rows makes none, and only moves the
         version. Raises FloatingPointError where a gradient is not finite: the weights are then
-        those of an interrupted update.
+        those of an interrupted update. Raises ValueError, before any weight has changed, where the
+        ratio of what these weights have drawn is not 1 (`Replay.check`).
         """
         assert batch.version == self.version, f"batch {batch.version}, weights {self.version}"
         start = time.time()
@@ -70,8 +73,14 @@ class Learner:
         parts = chunks(images.sizes, updates, seed=seed, version=batch.version)
         tallies: list[Tally] = []
         norms: list[float] = []
+        self._process.begin(self._batches(images, parts[1:]))
+        floor: Mapping[str, float] = {}
+        drawn = all(row.version == self.version for row in batch.rows)
         for chunk in parts:
             tallies.append(self._accumulate(images, chunk))
+            if drawn and not self._checked:
+                floor = self._process.check(reduce(tallies, self._engine))
+                self._checked = True
             cut = [share for share in shares(chunk, world=self._engine.world) if share]
             whole = all(images.split(one[-1], other[0]) for one, other in pairwise(cut))
             self._meter.end_step(independent=whole)
@@ -83,6 +92,8 @@ class Learner:
         if parts:
             self._published = None
             measured |= reduce(tallies, self._engine)
+            # A resumed run is checked, too, and logs what one without a break does.
+            measured |= {} if self.version > 1 else floor
             measured |= {"grad/norm": sum(norms) / len(norms), "grad/norm_max": max(norms)}
             measured |= self._meter.metrics()
             if self._old is not None:
@@ -146,12 +157,21 @@ class Learner:
         self.version = state["version"]
         self._published = None
 
+    def _mine(self, chunk: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """This rank's micro-batches of a chunk, and whether each is padding."""
+        engine, size = self._engine, self._recipe.learner.micro_batch
+        return list(micro_batches(chunk, rank=engine.rank, world=engine.world, size=size))
+
+    def _batches(self, images: Images, parts: Sequence[Sequence[int]]) -> Iterator[MicroBatch]:
+        for chunk in parts:
+            for numbers, padding in self._mine(chunk):
+                yield images.take(numbers, self._engine.device, padding=padding)
+
     def _accumulate(self, images: Images, chunk: Sequence[int]) -> Tally:
         """The gradients of this rank's share of a chunk."""
         engine, process = self._engine, self._process
         tally = process.tally(engine.device)
-        size = self._recipe.learner.micro_batch
-        mine = list(micro_batches(chunk, rank=engine.rank, world=engine.world, size=size))
+        mine = self._mine(chunk)
         passes = process.passes(images.steps)
         unit = 0
         for place, (numbers, padding) in enumerate(mine, start=1):

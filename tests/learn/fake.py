@@ -157,8 +157,10 @@ def draw_batch(
     images: int = 6,
     step: int = 0,
     version: int = 0,
+    drawn_by: int | None = None,
 ) -> ShapedBatch:
-    """Groups as a rollout would draw them under the policy's present weights."""
+    """Groups as a rollout would draw them under the policy's present weights, which are those of
+    `version`, or of the version `drawn_by`."""
     rows = []
     for number in range(groups):
         group_id = step * groups + number
@@ -167,7 +169,8 @@ def draw_batch(
         source = generator("advantages", group_id)
         advantages = torch.randn(images, generator=source)
         shaped = weights(recipe, advantages)
-        rows.append(ShapedRow(group_id, version, payload, arrow.pack(condition), shaped))
+        drawn = version if drawn_by is None else drawn_by
+        rows.append(ShapedRow(group_id, drawn, payload, arrow.pack(condition), shaped))
     return ShapedBatch(version, tuple(rows))
 
 

@@ -23,7 +23,9 @@ def train(learner: Learner, recipe: Recipe, *, first: int = 0, steps: int = STEP
     policy, and of 15 images 2 ranks with micro-batches of 3 get uneven shares, one with padding."""
     metrics = []
     for step in range(first, first + steps):
-        batch = draw_batch(FakePolicy(), recipe, groups=3, images=5, step=step, version=step)
+        batch = draw_batch(
+            FakePolicy(), recipe, groups=3, images=5, step=step, version=step, drawn_by=0
+        )
         metrics.append(dict(learner.update(batch).metrics))
     return metrics
 
@@ -37,6 +39,13 @@ def forward(recipe: Recipe) -> Recipe:
     old = tree.Old(first=0.5, most=0.5)
     recipe = with_learner(recipe, process="forward", old=old)
     return recipe.model_copy(update={"forward": tree.Forward(times=2)})
+
+
+def replayed(recipe: Recipe) -> Recipe:
+    """Old log-probs by the learner, of three optimizer steps."""
+    recipe = with_learner(recipe, updates=3)
+    objective = recipe.objective.model_copy(update={"old_log_prob": "replayed"})
+    return recipe.model_copy(update={"objective": objective})
 
 
 def renewing(recipe: Recipe) -> Recipe:
@@ -66,6 +75,7 @@ def rank_main(rank: int, port: int, recipe: Recipe, folder: Path) -> None:
     )
     results["signal"] = signal(with_learner(recipe, zero_stage=2, updates=1))
     results["renewed"] = one_stage(with_learner(renewing(recipe), zero_stage=3))
+    results["replayed"] = one_stage(with_learner(replayed(recipe), zero_stage=3))
     results["unclipped"] = one_stage(with_learner(recipe, zero_stage=1, max_grad_norm=0.0))
     results["mixed"] = one_stage(with_learner(recipe, zero_stage=3), dtype=torch.bfloat16)
     results["resumed"] = resume(with_learner(recipe, zero_stage=2), folder / "checkpoint")

@@ -6,6 +6,7 @@ import torch
 
 from percent_ray.data import arrow
 from percent_ray.flow.noise import generator
+from percent_ray.flow.sde import transition
 from percent_ray.learn.batch import chunks
 from tests.learn.fake import FakePolicy, draw_batch, fake_recipe, make_learner
 
@@ -120,9 +121,84 @@ def test_metrics_are_means_over_every_transition(tmp_path):
     assert metrics["learner/updates"] == 2
     assert 0 < metrics["ratio/clip_low"] < 1
     assert 0 < metrics["ratio/clip_high"] < 1
-    assert metrics["ratio/clip_low"] + metrics["ratio/clip_high"] <= 1
+    assert metrics["ratio/clip_low"] + metrics["ratio/clip_high"] < metrics["ratio/outside"] <= 1
     assert abs(metrics["ratio/mean"] - 1) < metrics["ratio/max_dev"]
     assert 0 < metrics["kl/approx"] < metrics["ratio/max_dev"] ** 2
+
+
+def test_replayed_old_log_probs_are_the_learners_before_its_first_update(tmp_path):
+    """Of images that other weights have drawn, in three optimizer steps."""
+    changes = {"learner": {"updates": 3, "ema_decay": 0, "micro_batch": 4}}
+    recipe = fake_recipe(tmp_path, objective={"old_log_prob": "replayed"}, **changes)
+    batch = draw_batch(FakePolicy(seed=5), recipe)
+    learner, _ = make_learner(recipe)
+    found = [learner.update(replace(batch, version=version)) for version in range(2)]
+    plain, _ = make_learner(fake_recipe(tmp_path, **changes))
+    for version, update in enumerate(found):
+        own = replace(batch, rows=own_log_probs(plain._policy, recipe, batch.rows), version=version)
+        expected = plain.update(own)
+        assert update.metrics["ratio/first_max_dev"] == 0
+        assert update.metrics["loss/total"] == pytest.approx(expected.metrics["loss/total"], 1e-4)
+        assert update.metrics["ratio/max_dev"] > 1e-4
+    for name, weight in learner._policy.trainable().items():
+        torch.testing.assert_close(weight, plain._policy.trainable()[name], rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def own_log_probs(policy, recipe, rows):
+    """The rows with log-probs of the present policy in the place of the drawn ones."""
+    sigmas, given = policy.sigmas(recipe.sampling.steps), []
+    for row in rows:
+        latents, condition = arrow.column(row.payload, "latents"), arrow.unpack(row.condition)
+        log_probs = []
+        for step in range(recipe.sampling.steps - 1):
+            now = latents[:, step]
+            velocity = policy.velocity(now, sigmas[step].expand(len(now)), condition)
+            moved = transition(
+                velocity,
+                now,
+                sigmas[step],
+                sigmas[step + 1],
+                sigma_second=sigmas[1],
+                noise_level=recipe.sampling.noise_level,
+                kind="flow_sde",
+            )
+            log_probs.append(moved.log_prob(latents[:, step + 1]))
+        payload = arrow.trajectory_table(
+            latents=latents,
+            means=arrow.column(row.payload, "means"),
+            log_probs=torch.stack(log_probs, dim=1),
+            final=arrow.column(row.payload, "final"),
+            steps=arrow.steps(row.payload),
+        )
+        given.append(replace(row, payload=payload))
+    return tuple(given)
+
+
+def test_a_ratio_that_is_not_1_before_the_first_update_trains_nothing(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    batch = draw_batch(FakePolicy(seed=5), recipe)
+    learner, _ = make_learner(recipe)
+    _, before = learner.publish()
+    message = r"up to .* from 1 \(\d+% of .* clip_high, 0\.02; set objective\.old_log_prob replayed"
+    with pytest.raises(ValueError, match=message):
+        learner.update(batch)
+    assert (learner.version, learner.publish()[1]) == (0, before)
+
+
+def test_the_floor_is_measured_once_and_only_on_what_the_weights_have_drawn(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    learner, policy = make_learner(recipe)
+    for step, floors in ((0, {"ratio/floor", "ratio/floor_outside"}), (1, set())):
+        metrics = learner.update(draw_batch(policy, recipe, step=step, version=step)).metrics
+        assert {name for name in metrics if "floor" in name} == floors
+        assert metrics.get("ratio/floor", 0) < 2e-6
+
+    other = draw_batch(FakePolicy(seed=5), recipe, drawn_by=-1)
+    learner, _ = make_learner(recipe)
+    assert learner.update(other).metrics["ratio/first_max_dev"] > 0.02
+    with pytest.raises(ValueError, match="before the first update"):
+        learner.update(draw_batch(FakePolicy(seed=5), recipe, version=1))
 
 
 def test_a_batch_without_groups_takes_no_optimizer_step(tmp_path):

@@ -7,7 +7,15 @@ from percent_ray.data import arrow
 from percent_ray.learn.engine import TorchEngine
 from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, fake_recipe
-from tests.learn.ranks import forward, rank_main, renewing, signal, train, with_learner
+from tests.learn.ranks import (
+    forward,
+    rank_main,
+    renewing,
+    replayed,
+    signal,
+    train,
+    with_learner,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -108,6 +116,14 @@ def test_a_renewed_reference_under_zero_3(recipe, ranks):
     assert [m["kl/reference_renewed"] for m in metrics] == [1, 1]
     assert_same_metrics(found["metrics"], metrics)
     assert largest_gap(found["weights"], weights) < 1e-6
+
+
+def test_replayed_old_log_probs_under_zero_3(recipe, ranks):
+    metrics, weights, _ = plain_torch(replayed(recipe))
+    assert [m["ratio/first_max_dev"] for m in metrics] == [0, 0]
+    assert metrics[1]["ratio/max_dev"] > 1e-4, "the weights have changed since"
+    assert_same_metrics(ranks[0]["replayed"]["metrics"], metrics)
+    assert largest_gap(ranks[0]["replayed"]["weights"], weights) < 1e-6
 
 
 def test_signal_and_noise_of_two_ranks_are_those_of_one_process(recipe, ranks):

@@ -15,7 +15,7 @@ from percent_ray.models import sd3
 from percent_ray.models.base import family
 from percent_ray.objective.grpo import Weights
 from percent_ray.recipe.discover import FAMILIES as FOUND
-from percent_ray.recipe.tree import Data, Model, Recipe, Runtime, Sampling, Scorer
+from percent_ray.recipe.tree import Data, Model, Objective, Recipe, Runtime, Sampling, Scorer
 from percent_ray.recipe.tree import Learner as LearnerSettings
 from percent_ray.roles.learner import Learner
 from percent_ray.roles.rollout import RolloutWorker
@@ -73,9 +73,9 @@ def test_sampling_without_noise_is_the_pipelines(kind, where, pipeline, guidance
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
 
 
-def first_ratio(kind, *, dtype, guidance, draw, micro_batch):
-    """Largest |ratio - 1| of the first optimizer step, of 8 images drawn and replayed by the
-    shipped model with unchanged weights."""
+def ratios(kind, *, dtype, guidance, draw, micro_batch, images=8, old="drawn", updates=1):
+    """The ratio's metrics of images drawn and replayed by the shipped model with unchanged
+    weights: several updates at no learning rate."""
     recipe = Recipe(
         model=Model(
             family=kind.name,
@@ -88,17 +88,18 @@ def first_ratio(kind, *, dtype, guidance, draw, micro_batch):
             lora_rank=4,
         ),
         scorers={"pickscore": Scorer(path="shapes/pickscore", weight=1.0)},
-        sampling=Sampling(steps=6, group_size=8, batch_size=draw),
-        learner=LearnerSettings(micro_batch=micro_batch, updates=1, ema_decay=0),
+        sampling=Sampling(steps=6, group_size=images, batch_size=draw),
+        objective=Objective(old_log_prob=old),
+        learner=LearnerSettings(micro_batch=micro_batch, updates=updates, ema_decay=0, lr=1e-30),
         data=Data(groups_per_step=1),
         runtime=Runtime(backend="local"),
     )
     policy = family(kind.name).load_policy(recipe.model, seed=1, device=CPU, text=True)
     group = RolloutWorker(recipe, worker="test", policy=policy).sample(0, Prompt(TEXTS[0]), 0)
-    advantage = noise(8, 1).expand(8, len(group.steps)).contiguous()
+    advantage = noise(images, 1).expand(images, len(group.steps)).contiguous()
     row = ShapedRow(0, 0, group.payload, group.condition, Weights(advantage))
     learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
-    return learner.update(ShapedBatch(0, (row,))).metrics["ratio/first_max_dev"]
+    return learner.update(ShapedBatch(0, (row,))).metrics
 
 
 @pytest.mark.parametrize(("draw", "micro_batch"), [(8, 8), (4, 8), (8, 4)])
@@ -106,14 +107,38 @@ def first_ratio(kind, *, dtype, guidance, draw, micro_batch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_first_ratio_is_exactly_1(kind, dtype, guidance, draw, micro_batch):
     options = {"dtype": dtype, "guidance": guidance, "draw": draw, "micro_batch": micro_batch}
-    assert first_ratio(kind, **options) == 0
+    metrics = ratios(kind, **options)
+    assert metrics["ratio/first_max_dev"] == 0
+    assert metrics["ratio/floor"] == metrics["ratio/floor_outside"] == 0
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_replayed_ratio_is_exactly_1_whatever_the_batches(kind, dtype, guidance):
+    """Replays of 1 image and of 3 take other kernels than the draw of 12; in two optimizer
+    steps."""
+    for micro_batch in (1, 3):
+        options = {"dtype": dtype, "guidance": guidance, "micro_batch": micro_batch}
+        metrics = ratios(kind, **options, images=12, draw=12, updates=2, old="replayed")
+        assert metrics["learner/updates"] == 2
+        assert metrics["ratio/max_dev"] == 0
+
+
+def test_a_replay_that_rounds_otherwise_than_the_draw_is_refused(kind):
+    """One image at a time."""
+    message = (
+        r"ratio is up to .*e-0[23] from 1 \([2-9]\d% of .* 0\.0001; set objective\.old_log_prob"
+    )
+    with pytest.raises(ValueError, match=message):
+        ratios(kind, dtype="bfloat16", guidance=4.5, draw=8, micro_batch=1)
 
 
 def test_a_draw_over_an_expanded_condition_would_be_seen(kind, monkeypatch):
     """The mutant: one row of the condition, stride 0, in the draw; as many as images in the
     replay."""
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda tensor: tensor)
-    assert first_ratio(kind, dtype="bfloat16", guidance=4.5, draw=8, micro_batch=8) > 1e-3
+    with pytest.raises(ValueError, match=r"ratio is up to \d\.\de-0[12] from 1 \([5-9]\d% of"):
+        ratios(kind, dtype="bfloat16", guidance=4.5, draw=8, micro_batch=8)
 
 
 def test_a_saved_adapter_is_read_by_diffusers_with_its_scale(kind, where, tmp_path):

@@ -54,6 +54,14 @@ def test_keys_of_the_forward_process_are_not_read_by_the_other():
     assert notes(recipe) == ["not read under learner.process reverse: learner.old.most 0.9"]
 
 
+def test_a_ratio_that_leaves_the_age_of_groups_out_is_told():
+    replayed = ["--objective.old_log_prob", "replayed", "--runtime.max_staleness"]
+    [line] = notes(recipes.load(RECIPES / "shapes_pec.yaml", [*replayed, "2"]))
+    assert "begins at 1 also for groups that older weights have drawn" in line
+    assert "(runtime.max_staleness 2)" in line
+    assert notes(recipes.load(RECIPES / "shapes_pec.yaml", [*replayed, "0"])) == []
+
+
 @pytest.mark.parametrize("method", ["pec", "pcvae", "entropy_reg", "clip_cov", "kl_cov"])
 def test_a_method_of_transitions_is_refused_in_one_line(method):
     with pytest.raises(RecipeError) as caught:
