@@ -181,8 +181,17 @@ def build(tiny: bool, group: int) -> Models:
         seed=recipe.run.seed,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    side = recipe.model.resolution // 8
-    policy = RandomText(model, transformer.to(device), scheduler, None, side=side, device=device)
+    height, width = model.size
+    policy = RandomText(
+        model,
+        transformer.to(device),
+        scheduler,
+        None,
+        latent_shape=(transformer.config.in_channels, height // 8, width // 8),
+        patch=transformer.config.patch_size,
+        cfg=model.guidance,
+        device=device,
+    )
     decoder = VaeDecoder(vae.requires_grad_(False))
     return Models(recipe, policy, decoder, RandomPickScore(tower, 224, device))
 

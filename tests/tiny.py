@@ -8,6 +8,8 @@ import torch
 WIDTH = 16
 MAX_TOKENS = 16
 RESOLUTION = 16
+SCALE = 2
+"""Pixels on a side of one of the VAE's latents."""
 TARGETS = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj")
 
 
@@ -66,6 +68,61 @@ def load_sd3(folder: Path | str, *, t5: bool = False) -> Any:
     pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def flux_config(folder: Path | str, **changes: Any) -> Any:
+    """A `tree.Model` for a folder of `build_flux`."""
+    return sd3_config(folder, **{"family": "flux", "guidance": 3.5} | changes)
+
+
+def build_flux(folder: Path | str, *, embeds: bool = True, seed: int = 0) -> str:
+    """A FluxPipeline of 16x16 images, about 100 kB; `embeds`: with a guidance embedding."""
+    import diffusers
+    import transformers
+
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = clip_tokenizer()
+        dynamic = {"shift": 3.0, "use_dynamic_shifting": True}
+        diffusers.FluxPipeline(
+            transformer=_flux_transformer(embeds),
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**dynamic),
+            vae=_vae(),
+            text_encoder=transformers.CLIPTextModel(
+                transformers.CLIPTextConfig(**_text(tokenizer))
+            ),
+            tokenizer=tokenizer,
+            text_encoder_2=_t5(),
+            tokenizer_2=t5_tokenizer(),
+        ).save_pretrained(folder)
+    return str(folder)
+
+
+def load_flux(folder: Path | str) -> Any:
+    """The whole pipeline of a folder of `build_flux` as a user of diffusers loads it."""
+    from diffusers import FluxPipeline
+
+    pipeline = FluxPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _flux_transformer(embeds: bool) -> Any:
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=embeds,
+        axes_dims_rope=(4, 4, 8),
+    )
 
 
 def _transformer() -> Any:

@@ -1,37 +1,46 @@
 """The transformer that is trained, by a LoRA adapter or whole: what the model families share."""
 
-from collections.abc import Iterator, Mapping
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from percent_ray.models import lora, pretrained
+from percent_ray.models.base import Condition
 from percent_ray.recipe import tree
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-class Trained:
+class Trained(ABC):
     """A diffusers transformer with its scheduler. A family's `Policy` (models/base.py) is a
-    subclass with `encode` and `velocity`."""
+    subclass that knows how its pipeline embeds prompts and calls the transformer."""
 
     pipeline: ClassVar[str]
     """Its diffusers pipeline, which reads what is saved."""
     transformer: ClassVar[str]
     """The diffusers class of what is trained."""
+    linear_sigmas: ClassVar[bool] = False
+    """Whether its pipeline hands the scheduler T sigmas from 1 to 1/T, in the place of the
+    scheduler's own."""
 
     def __init__(
         self,
         model: tree.Model,
         network: Any,
         scheduler: Any,
+        encoder: Any,
         *,
         latent_shape: tuple[int, int, int],
-        tokens: int,
+        patch: int,
+        cfg: float,
         device: torch.device,
     ) -> None:
         self.module: nn.Module = network
@@ -39,18 +48,79 @@ class Trained:
         self._model = model
         self._network = network
         self._scheduler = scheduler
-        self._tokens = tokens
+        self._encoder = encoder
+        """Its diffusers pipeline with the text parts alone, or None."""
+        self._tokens = math.prod(side // patch for side in latent_shape[1:])
         """Image tokens of one latent, which a dynamic shift depends on."""
+        self._cfg = cfg
+        """Weight of classifier-free guidance; 1 is off."""
         self._device = device
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         self._frozen: nn.Module | None = None
 
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Condition:
+        """What the pipeline's encode_prompt yields for N prompts, in the model's dtype on its
+        device: `prompt_embeds` [N, L, D], `pooled_prompt_embeds` [N, P], and both with `negative_`
+        in front for the empty prompt where classifier-free guidance is on."""
+        if self._encoder is None:
+            raise ValueError("this policy has no text encoders; load it with text=True")
+        condition = self._embed(texts)
+        if self._cfg > 1:
+            empty = self._embed([""] * len(texts))
+            condition |= {f"negative_{name}": tensor for name, tensor in empty.items()}
+        return condition
+
+    def velocity(
+        self, latents: Float[Tensor, "B C H W"], sigma: Float32[Tensor, " B"], condition: Condition
+    ) -> Float32[Tensor, "B C H W"]:
+        """u + cfg (c - u), in float32 on the model's device. A condition has 1 or B rows.
+
+        The two branches are two passes: u carries no gradient, and a draw and its replay run the
+        same shapes through the same kernels, which keeps the first ratio at 1.
+        """
+        conditional = self._branch(latents, sigma, condition, "")
+        if self._cfg == 1:
+            return conditional
+        with torch.no_grad():
+            unconditional = self._branch(latents, sigma, condition, "negative_")
+        return unconditional + self._cfg * (conditional - unconditional)
+
+    def _branch(
+        self, latents: Tensor, sigma: Tensor, condition: Condition, branch: str
+    ) -> Float32[Tensor, "B C H W"]:
+        def rows(name: str) -> Tensor:
+            # Contiguous: over an expanded row, with stride 0, other kernels round otherwise than
+            # over the replay's rows.
+            tensor = condition[f"{branch}{name}"].to(self._device, self._dtype)
+            return tensor.expand(len(latents), *tensor.shape[1:]).contiguous()
+
+        return self._predict(
+            latents.to(self._device, self._dtype),
+            sigma.to(self._device),
+            rows("prompt_embeds"),
+            rows("pooled_prompt_embeds"),
+        )
+
+    @abstractmethod
+    def _embed(self, texts: Sequence[str]) -> Condition:
+        """`prompt_embeds` and `pooled_prompt_embeds` of the pipeline's encode_prompt."""
+
+    @abstractmethod
+    def _predict(
+        self, latents: Tensor, sigma: Tensor, embeds: Tensor, pooled: Tensor
+    ) -> Float32[Tensor, "B C H W"]:
+        """The transformer's velocity; but for sigma everything is in the model's dtype, B rows."""
+
     def sigmas(self, steps: int) -> Float32[Tensor, " T+1"]:
         """The scheduler's sigmas as the pipeline sets them: 1 down to 0, on the CPU."""
-        shift = {}
-        if self._scheduler.config.use_dynamic_shifting:
-            shift["mu"] = self._dynamic_shift()
-        self._scheduler.set_timesteps(steps, device="cpu", **shift)
+        config = self._scheduler.config
+        options: dict[str, Any] = {}
+        if config.use_dynamic_shifting:
+            options["mu"] = self._dynamic_shift()
+        if self.linear_sigmas:
+            options["sigmas"] = np.linspace(1.0, 1 / steps, steps)
+        self._scheduler.set_timesteps(steps, device="cpu", **options)
         return self._scheduler.sigmas.to("cpu", torch.float32, copy=True)
 
     def _dynamic_shift(self) -> float:
@@ -166,12 +236,24 @@ def adapt(model: tree.Model, network: Any, *, seed: int, device: torch.device) -
 
 
 def scheduler(model: tree.Model) -> Any:
-    """The flow-matching scheduler of `model.path`."""
+    """The flow-matching scheduler of `model.path`. Raises ValueError for another class, whose
+    sigmas this one would not have, and for one that adds noise of its own."""
     from diffusers import FlowMatchEulerDiscreteScheduler as Scheduler
 
     settings = pretrained.config(
         Scheduler, model.folder, part="model.path: scheduler", subfolder="scheduler"
     )
+    kind = settings.get("_class_name")
+    if kind != Scheduler.__name__:
+        raise ValueError(
+            f"model.path: scheduler of {model.path} is a {kind}; give a folder whose scheduler is "
+            f"a {Scheduler.__name__}: with another the sigmas of training would not be its own"
+        )
+    if settings.get("stochastic_sampling"):
+        raise ValueError(
+            f"model.path: scheduler of {model.path} has stochastic_sampling true; set it to false: "
+            "the noise of training is sampling.noise_level's"
+        )
     return Scheduler.from_config(settings)
 
 
@@ -189,7 +271,7 @@ def index(model: tree.Model, pipeline: str) -> Mapping[str, Any]:
     return found
 
 
-def latent_side(model: tree.Model, *, patch: int, largest: int) -> int:
+def latent_size(model: tree.Model, patch: int, *, largest: int | None = None) -> tuple[int, int]:
     """Height and width of a latent at `model.resolution`.
 
     `patch` is the transformer's patch size in latent pixels, `largest` the most patches on a side.
@@ -200,9 +282,11 @@ def latent_side(model: tree.Model, *, patch: int, largest: int) -> int:
     vae = pretrained.config(AutoencoderKL, model.folder, part="model.path: vae", subfolder="vae")
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     multiple = scale * patch
-    if model.resolution % multiple or model.resolution > multiple * largest:
+    most = None if largest is None else multiple * largest
+    if any(side % multiple or (most is not None and side > most) for side in model.size):
         raise ValueError(
             f"model.resolution {model.resolution} does not fit this model; "
-            f"set a multiple of {multiple} up to {multiple * largest}"
+            f"set a multiple of {multiple}" + (f" up to {most}" if most else "")
         )
-    return model.resolution // scale
+    height, width = model.size
+    return height // scale, width // scale

@@ -30,7 +30,7 @@ def notes(recipe: Recipe) -> list[str]:
         if recipe.model.guidance > 1:
             lines.append(
                 f"model.guidance {recipe.model.guidance:g}: groups are drawn with it and the "
-                "guided velocity is trained; DiffusionNFT is published with 1, which is off"
+                "velocity under it is trained; DiffusionNFT is published without guidance"
             )
     elif recipe.objective.old_log_prob == "replayed" and recipe.runtime.max_staleness:
         lines.append(

@@ -39,15 +39,18 @@ class Model(Section):
     """Module of percent_ray/models."""
     path: str = "stabilityai/stable-diffusion-3.5-medium"
     """Diffusers folder, hub id, or shapes/sd3."""
-    resolution: PositiveInt = 512
-    """Image height and width in pixels."""
+    resolution: PositiveInt | tuple[PositiveInt, PositiveInt] = 512
+    """Of the images, in pixels: both sides, or [height, width]."""
     guidance: Annotated[float, Field(ge=1)] = 4.5
-    """Classifier-free guidance in draw and replay; 1 is off."""
+    """sd3: classifier-free guidance in draw and replay, 1 is off. flux: a value that the model is
+    conditioned on, at no extra model call."""
+    true_cfg: Annotated[float, Field(ge=1)] = 1.0
+    """flux: classifier-free guidance beside it, at a second model call; 1 is off."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the frozen weights and the activations. Trained weights are float32 under LoRA."""
     t5: bool = True
     """Use the T5 text encoder where the folder has one."""
-    max_sequence_length: PositiveInt = 128
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 128
     """T5 tokens; without T5 the width of its zeros."""
     lora_rank: Annotated[int, Field(ge=0)] = 32
     """0 trains every weight of the transformer."""
@@ -70,6 +73,12 @@ class Model(Section):
     @property
     def folder(self) -> str:
         return locate(self.path)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        side = self.resolution
+        return (side, side) if isinstance(side, int) else side
 
 
 class Scorer(Section):

@@ -63,10 +63,9 @@ class PerceptionWorker:
         self.ready()
         recipe = self.recipe
         encoders = {*recipe.image_spaces, *recipe.measured_spaces(probe=True)}
-        side = recipe.model.resolution
         for name, scorer in self._scorers.items():
             scores, encodes = name in recipe.scored, name in encoders
-            try_out(scorer, prompt, scores=scores, encodes=encodes, size=(side, side))
+            try_out(scorer, prompt, scores=scores, encodes=encodes, size=recipe.model.size)
 
     @torch.no_grad()
     def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:

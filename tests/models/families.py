@@ -1,13 +1,14 @@
 """What the suite of `test_policy.py` must know of each model family."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from percent_ray.models import base
+from percent_ray.models import base, flux
 from percent_ray.recipe import tree
 from tests import tiny
 from tests.models.cases import CPU
@@ -27,8 +28,9 @@ class Family:
     """(pipeline, texts, start, steps, guidance) to the pipeline's final latents."""
     predict: Callable[..., Tensor]
     """(transformer, latents, sigma, condition) to its velocity, without guidance."""
-    world: str
-    """A shipped model of the family, with real structure in its weights."""
+    world: Mapping[str, Any]
+    """The `model` settings of a shipped model of the family, with real structure in its weights;
+    empty where there is none."""
     layer: str
     """A weight of the transformer."""
 
@@ -43,8 +45,8 @@ def sd3_sample(
     return pipeline(
         texts,
         latents=start,
-        height=tiny.RESOLUTION,
-        width=tiny.RESOLUTION,
+        height=tiny.SCALE * start.shape[2],
+        width=tiny.SCALE * start.shape[3],
         num_inference_steps=steps,
         guidance_scale=guidance,
         max_sequence_length=8,
@@ -63,7 +65,50 @@ def sd3_predict(
     ).sample
 
 
+def flux_sample(
+    pipeline: Any, texts: list[str], start: Tensor, steps: int, guidance: float
+) -> Tensor:
+    latents = pipeline(
+        texts,
+        latents=flux.pack(start),
+        height=tiny.SCALE * start.shape[2],
+        width=tiny.SCALE * start.shape[3],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        max_sequence_length=8,
+        output_type="latent",
+    ).images
+    return flux.unpack(latents, start.shape[2] // flux.PATCH, start.shape[3] // flux.PATCH)
+
+
+def flux_predict(
+    transformer: Any, latents: Tensor, sigma: Tensor, condition: dict[str, Tensor]
+) -> Tensor:
+    side = latents.shape[-1] // flux.PATCH
+    guidance = torch.ones(len(latents)) if transformer.config.guidance_embeds else None
+    tokens = transformer(
+        hidden_states=flux.pack(latents),
+        timestep=sigma,
+        guidance=guidance,
+        pooled_projections=condition["pooled_prompt_embeds"],
+        encoder_hidden_states=condition["prompt_embeds"],
+        txt_ids=torch.zeros(condition["prompt_embeds"].shape[1], 3),
+        img_ids=flux.image_ids(side, side),
+    ).sample
+    return flux.unpack(tokens, side, side)
+
+
 FAMILIES = [
+    Family(
+        name="flux",
+        build=tiny.build_flux,
+        settings=tiny.flux_config,
+        pipeline=tiny.load_flux,
+        sample=flux_sample,
+        predict=flux_predict,
+        world={},
+        layer="proj_out.weight",
+    ),
     Family(
         name="sd3",
         build=tiny.build_sd3,
@@ -71,7 +116,7 @@ FAMILIES = [
         pipeline=tiny.load_sd3,
         sample=sd3_sample,
         predict=sd3_predict,
-        world="shapes/sd3",
+        world={"path": "shapes/sd3", "resolution": 32, "t5": False, "max_sequence_length": 1},
         layer="proj_out.weight",
     ),
 ]

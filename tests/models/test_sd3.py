@@ -31,6 +31,11 @@ def test_t5_is_left_out_on_request(t5_folder):
     assert not condition["prompt_embeds"][:, 16:].any()
 
 
+def test_guidance_of_flux_is_refused(folder):
+    with pytest.raises(ValueError, match=r"^model\.true_cfg 2 is FLUX.s; "):
+        policy(folder, true_cfg=2.0)
+
+
 def test_only_the_parts_asked_for_are_read(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "sd3")
     shutil.rmtree(tmp_path / "sd3" / "text_encoder")

@@ -37,7 +37,7 @@ def test_a_key_that_is_read_is_not_called_unread():
 
 def test_guidance_is_told():
     line = notes(recipes.load(NFT, ["--model.guidance", "4.5"]))[1]
-    assert line.startswith("model.guidance 4.5: groups are drawn with it and the guided velocity")
+    assert line.startswith("model.guidance 4.5: groups are drawn with it and the velocity under it")
 
 
 def test_a_layout_that_cannot_tell_signal_from_noise_is_told():
