@@ -92,7 +92,7 @@ class RandomText(StableDiffusion3):
         }
         both = shape | {f"negative_{name}": size for name, size in shape.items()}
         return {
-            name: torch.randn(len(texts), *size, device=self._device, dtype=self._dtype)
+            name: torch.randn(len(texts), *size, device=self._device, dtype=self.dtype)
             for name, size in both.items()
         }
 

@@ -14,7 +14,16 @@ def main() -> None:
     from percent_ray.runtime import halves
 
     try:
-        if arguments.only == "rollout":
+        if arguments.dry_run:
+            from percent_ray.preview import report
+
+            report.show(
+                arguments.recipe,
+                measure=arguments.measure,
+                images_per_hour=arguments.images_per_hour,
+                tflops=arguments.tflops,
+            )
+        elif arguments.only == "rollout":
             halves.sample_groups(arguments.recipe)
         elif arguments.only == "learn":
             assert arguments.source is not None

@@ -28,7 +28,7 @@ def load_policy(model: tree.Model, *, seed: int, device: torch.device, text: boo
     trained.index(model, Flux.pipeline)
     if not model.t5:
         raise ValueError("model.t5 false: FLUX reads its prompts by T5; set it to true")
-    network = trained.read(model, Flux.transformer)
+    network = trained.read(model, Flux.transformer, device)
     latent_shape = (network.config.in_channels // PATCH**2, *trained.latent_size(model, PATCH))
     network = trained.adapt(model, network, seed=seed, device=device)
     scheduler = trained.scheduler(model)
@@ -64,6 +64,9 @@ class Flux(trained.Trained):
         if self._network.config.guidance_embeds:
             return line
         return f"{line}; it has no guidance embedding, model.guidance is not read"
+
+    def _text_tokens(self) -> int:
+        return self._model.max_sequence_length
 
     def _embed(self, texts: Sequence[str]) -> Condition:
         embeds, pooled, _ = self._encoder.encode_prompt(

@@ -77,6 +77,19 @@ def config(kind: Any, folder: str, *, part: str, **options: Any) -> dict[str, An
         return dict(kind.load_config(folder, **options))
 
 
+def skeleton(kind: Any, folder: str, *, part: str, subfolder: str, dtype: Any) -> Any:
+    """The same model on the meta device: every name and shape, and no weight. Raises ValueError, in
+    one line, where its config cannot be read."""
+    import torch
+
+    with _in_one_line(f"{part} of {folder}"), torch.device("meta"):
+        if hasattr(kind, "load_config"):
+            model = kind.from_config(kind.load_config(folder, subfolder=subfolder))
+        else:
+            model = kind(kind.config_class.from_pretrained(folder, subfolder=subfolder))
+    return model.to(dtype).eval().requires_grad_(False)
+
+
 def count(parameters: Iterable[Any]) -> int:
     """Numbers in all of them."""
     return sum(parameter.numel() for parameter in parameters)

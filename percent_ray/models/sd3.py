@@ -29,7 +29,7 @@ def load_policy(
             f"model.true_cfg {model.true_cfg:g} is FLUX's; the classifier-free guidance of SD3 is "
             "model.guidance: set that, and model.true_cfg to 1"
         )
-    network = trained.read(model, StableDiffusion3.transformer)
+    network = trained.read(model, StableDiffusion3.transformer, device)
     patch, channels = network.config.patch_size, int(network.config.in_channels)
     size = trained.latent_size(model, patch, largest=network.config.pos_embed_max_size)
     network = trained.adapt(model, network, seed=seed, device=device)
@@ -58,6 +58,13 @@ class StableDiffusion3(trained.Trained):
 
     pipeline = "StableDiffusion3Pipeline"
     transformer = "SD3Transformer2DModel"
+
+    def _text_tokens(self) -> int:
+        """CLIP's, then T5's or as many zeros."""
+        from transformers import CLIPTextConfig
+
+        clip = CLIPTextConfig.from_pretrained(self._model.folder, subfolder="text_encoder")
+        return clip.max_position_embeddings + self._model.max_sequence_length
 
     def _embed(self, texts: Sequence[str]) -> Condition:
         embeds, _, pooled, _ = self._encoder.encode_prompt(

@@ -55,7 +55,8 @@ class Trained(ABC):
         self._cfg = cfg
         """Weight of classifier-free guidance; 1 is off."""
         self._device = device
-        self._dtype: torch.dtype = getattr(torch, model.dtype)
+        self.dtype: torch.dtype = getattr(torch, model.dtype)
+        """Of the frozen weights and the activations."""
         self._frozen: nn.Module | None = None
 
     @torch.no_grad()
@@ -92,15 +93,29 @@ class Trained(ABC):
         def rows(name: str) -> Tensor:
             # Contiguous: over an expanded row, with stride 0, other kernels round otherwise than
             # over the replay's rows.
-            tensor = condition[f"{branch}{name}"].to(self._device, self._dtype)
+            tensor = condition[f"{branch}{name}"].to(self._device, self.dtype)
             return tensor.expand(len(latents), *tensor.shape[1:]).contiguous()
 
         return self._predict(
-            latents.to(self._device, self._dtype),
+            latents.to(self._device, self.dtype),
             sigma.to(self._device),
             rows("prompt_embeds"),
             rows("pooled_prompt_embeds"),
         )
+
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor of one prompt's condition, known without text encoders."""
+        config = self._network.config
+        shapes = {
+            "prompt_embeds": (self._text_tokens(), config.joint_attention_dim),
+            "pooled_prompt_embeds": (config.pooled_projection_dim,),
+        }
+        negative = {f"negative_{name}": shape for name, shape in shapes.items()}
+        return shapes | (negative if self._cfg > 1 else {})
+
+    @abstractmethod
+    def _text_tokens(self) -> int:
+        """Tokens of an encoded prompt."""
 
     @abstractmethod
     def _embed(self, texts: Sequence[str]) -> Condition:
@@ -141,7 +156,7 @@ class Trained(ABC):
     @contextmanager
     def _original(self) -> Iterator[None]:
         if self._frozen is None:
-            network = read(self._model, self.transformer)
+            network = read(self._model, self.transformer, self._device)
             self._frozen = network.requires_grad_(False).to(self._device)
         trained, self.module = self.module, cast(nn.Module, self._frozen)
         try:
@@ -205,18 +220,16 @@ class Trained(ABC):
         )
 
 
-def read(model: tree.Model, transformer: str) -> Any:
-    """The transformer of `model.path` in `model.dtype`, on the CPU; every weight of it or an
-    error."""
+def read(model: tree.Model, transformer: str, device: torch.device) -> Any:
+    """The transformer of `model.path` in `model.dtype`, on the CPU; every weight of it or an error.
+    For the meta device its shapes alone, from its config."""
     import diffusers
 
-    return pretrained.load(
-        getattr(diffusers, transformer),
-        model.folder,
-        part="model.path: transformer",
-        subfolder="transformer",
-        torch_dtype=getattr(torch, model.dtype),
-    )
+    kind, dtype = getattr(diffusers, transformer), getattr(torch, model.dtype)
+    part = {"part": "model.path: transformer", "subfolder": "transformer"}
+    if device.type == "meta":
+        return pretrained.skeleton(kind, model.folder, **part, dtype=dtype).requires_grad_(True)
+    return pretrained.load(kind, model.folder, **part, torch_dtype=dtype)
 
 
 def adapt(model: tree.Model, network: Any, *, seed: int, device: torch.device) -> Any:

@@ -21,6 +21,7 @@ RECIPE_FILE = "recipe.yaml"
 
 USAGE = """\
 usage: python {job} [--config FILE | --resume RUN] [--only rollout|learn] [--from FILE]
+                    [--dry-run [--measure] [--images-per-hour N] [--tflops N]]
                     [--section.key VALUE ...]
 
 examples
@@ -32,6 +33,10 @@ examples
       everything in this process, no Ray
   python {job} --resume runs/NAME
       go on from the run's last checkpoint, in the same MLflow run
+  python {job} --config FILE --dry-run --images-per-hour 20000
+      what the recipe would do and need, in seconds and without its weights: memory and workers of
+      each role; --measure runs a few steps for their times, else they are guessed from operations
+      at --tflops (default 300) trillion a second a worker
   python {job} --only rollout
       sample and perceive the groups of one step and write them to a file, to debug that half
   python {job} --only learn --from FILE
@@ -53,6 +58,14 @@ class Arguments:
     """Run one half of the loop, to debug it."""
     source: Path | None
     """File that `--only learn` reads."""
+    dry_run: bool
+    """Say what the recipe would do and need."""
+    measure: bool
+    """With the times of a few real steps in it."""
+    images_per_hour: float | None
+    """That it plans workers for."""
+    tflops: float
+    """Of a worker, where times are guessed."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,6 +142,10 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
     parser.add_argument("--resume")
     parser.add_argument("--only", choices=["rollout", "learn"])
     parser.add_argument("--from", dest="source")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--images-per-hour", type=_positive)
+    parser.add_argument("--tflops", type=_positive, default=300.0)
     flags, overrides = parser.parse_known_args(argv)
     problems = [*_misspelt(overrides)]
     if flags.resume and flags.config:
@@ -137,6 +154,10 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
         problems.append("--only learn and --from FILE go together; give both or neither")
     if flags.source is not None and not Path(flags.source).is_file():
         problems.append(f"--from: no file {flags.source}; write one with --only rollout")
+    if flags.dry_run and (flags.only or flags.resume):
+        problems.append("--dry-run is of a whole run from its start; drop --only and --resume")
+    if (flags.measure or flags.images_per_hour) and not flags.dry_run:
+        problems.append("--measure and --images-per-hour are of --dry-run; add it or drop them")
     resume = _run_folder(flags.resume, problems) if flags.resume else None
     config = Path(flags.config) if flags.config else default
     if flags.config and not config.is_file():
@@ -146,12 +167,29 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
         raise RecipeError(problems)
     recipe = recipes.load(resume / RECIPE_FILE if resume else config, overrides)
     source = Path(flags.source) if flags.source else None
-    return Arguments(recipe, resume, flags.only, source)
+    return Arguments(
+        recipe=recipe,
+        resume=resume,
+        only=flags.only,
+        source=source,
+        dry_run=flags.dry_run,
+        measure=flags.measure,
+        images_per_hour=flags.images_per_hour,
+        tflops=flags.tflops,
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
 
 
 def _misspelt(overrides: Sequence[str]) -> list[str]:
     """Flags of the job that are not quite spelt right; a recipe's key has a dot."""
     flags = ["--config", "--resume", "--only", "--from", "--help"]
+    flags += ["--dry-run", "--measure", "--images-per-hour", "--tflops"]
     words = [o.partition("=")[0] for o in overrides if o.startswith("--") and "." not in o]
     close = [(word, difflib.get_close_matches(word, flags, 1, cutoff=0.8)) for word in words]
     return [f"{word}: unknown; did you mean {match[0]}?" for word, match in close if match]

@@ -28,6 +28,21 @@ def connect(*, cpus: int | None = None) -> bool:
     return True
 
 
+def resources() -> dict[str, float]:
+    """CPUs, GPUs and bytes of memory of the cluster of RAY_ADDRESS, or of this machine, where Ray
+    is not started for it."""
+    if "RAY_ADDRESS" in os.environ:
+        connect()
+        found = ray.cluster_resources()
+        return {name: found.get(name, 0.0) for name in ("CPU", "GPU", "memory")}
+    import psutil
+    import torch
+
+    memory = float(psutil.virtual_memory().total)
+    cpus = float(os.cpu_count() or 1)
+    return {"CPU": cpus, "GPU": float(torch.cuda.device_count()), "memory": memory}
+
+
 def options(role: Role) -> dict[str, float]:
     """Ray's resource options for one worker of a role."""
     memory = {"memory": role.memory_gb * GIB} if role.memory_gb else {}

@@ -79,6 +79,30 @@ def test_sampling_without_noise_is_the_pipelines(kind, where, pipeline, guidance
     torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("options", [{}, {"guidance": 1.0}, {"max_sequence_length": 5}])
+def test_the_shapes_of_a_condition_are_known_without_text_encoders(kind, where, options):
+    shapes = kind.policy(where, text=False, **options).condition_shapes()
+    condition = kind.policy(where, **options).encode(TEXTS[:1])
+    assert shapes == {name: tuple(tensor.shape[1:]) for name, tensor in condition.items()}
+
+
+def test_on_the_meta_device_a_model_has_every_shape_and_no_weight(kind, where):
+    meta = torch.device("meta")
+    settings = kind.settings(where, lora_rank=4)
+    skeleton = family(kind.name).load_policy(settings, seed=0, device=meta, text=False)
+    policy = kind.policy(where, lora_rank=4)
+    assert skeleton.describe() == policy.describe()
+    for made, wanted in zip(
+        skeleton.module.state_dict().items(), policy.module.state_dict().items(), strict=True
+    ):
+        assert made[0] == wanted[0]
+        assert (made[1].shape, made[1].dtype) == (wanted[1].shape, wanted[1].dtype)
+    assert {p.device.type for p in skeleton.module.parameters()} == {"meta"}
+    latents, sigma, condition = case(policy)
+    velocity = skeleton.velocity(latents, sigma, condition)
+    assert (velocity.shape, velocity.device.type) == (latents.shape, "meta")
+
+
 def ratios(kind, where, *, dtype, guidance, draw, micro_batch, images=8, old="drawn", updates=1):
     """The ratio's metrics of images drawn and replayed by the shipped model with unchanged
     weights: several updates at no learning rate."""

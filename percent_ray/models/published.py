@@ -1,0 +1,164 @@
+"""Config files of published pipelines, for a dry run on a machine that does not have them.
+
+Facts as the models' own repositories had them in November 2026; a folder or a hub cache that is at
+hand is read in their place.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from percent_ray.recipe import tree
+
+Files = Mapping[str, Mapping[str, Any]]
+"""Contents of JSON files by their path in the pipeline's folder."""
+
+
+def at_hand(model: tree.Model, folder: Path) -> tuple[tree.Model, str]:
+    """`model` with a path that can be read without a network, and where its configs come from: its
+    own folder, the hub's cache, or what is written to the empty `folder` from `PIPELINES`. Raises
+    ValueError where it is none of these."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(model.folder).is_dir():
+        return model, model.folder
+    cached = try_to_load_from_cache(model.folder, "model_index.json")
+    if isinstance(cached, str):
+        found = str(Path(cached).parent)
+        return model.model_copy(update={"path": found}), f"the hub's cache, {found}"
+    if model.path not in PIPELINES:
+        raise ValueError(
+            f"model.path: {model.path} is neither a folder nor in the hub's cache, and only the "
+            f"configs of {', '.join(PIPELINES)} are known; give a folder"
+        )
+    for name, contents in PIPELINES[model.path].items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(contents))
+    return model.model_copy(update={"path": str(folder)}), "what was published, from memory"
+
+
+def _clip(width: int, layers: int, heads: int, activation: str) -> dict[str, Any]:
+    return {
+        "model_type": "clip_text_model",
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_act": activation,
+        "max_position_embeddings": 77,
+        "projection_dim": width,
+        "vocab_size": 49408,
+    }
+
+
+T5 = {
+    "model_type": "t5",
+    "d_model": 4096,
+    "d_ff": 10240,
+    "d_kv": 64,
+    "num_heads": 64,
+    "num_layers": 24,
+    "feed_forward_proj": "gated-gelu",
+    "is_gated_act": True,
+    "dense_act_fn": "gelu_new",
+    "vocab_size": 32128,
+}
+CLIP_L = _clip(768, 12, 12, "quick_gelu")
+CLIP_G = _clip(1280, 32, 20, "gelu")
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+
+
+def _vae(scaling: float, shift: float) -> dict[str, Any]:
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "latent_channels": 16,
+        "scaling_factor": scaling,
+        "shift_factor": shift,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+
+
+SD35_MEDIUM: Files = {
+    "model_index.json": {
+        "_class_name": "StableDiffusion3Pipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    },
+    "transformer/config.json": {
+        "_class_name": "SD3Transformer2DModel",
+        "sample_size": 128,
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 24,
+        "attention_head_dim": 64,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "caption_projection_dim": 1536,
+        "pooled_projection_dim": 2048,
+        "pos_embed_max_size": 384,
+        "qk_norm": "rms_norm",
+        "dual_attention_layers": list(range(13)),
+    },
+    "vae/config.json": _vae(1.5305, 0.0609),
+    "scheduler/scheduler_config.json": SCHEDULER,
+    "text_encoder/config.json": CLIP_L,
+    "text_encoder_2/config.json": CLIP_G,
+    "text_encoder_3/config.json": T5,
+}
+
+FLUX_DEV: Files = {
+    "model_index.json": {
+        "_class_name": "FluxPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    },
+    "transformer/config.json": {
+        "_class_name": "FluxTransformer2DModel",
+        "patch_size": 1,
+        "in_channels": 64,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "guidance_embeds": True,
+    },
+    "vae/config.json": _vae(0.3611, 0.1159),
+    "scheduler/scheduler_config.json": SCHEDULER
+    | {
+        "use_dynamic_shifting": True,
+        "base_shift": 0.5,
+        "max_shift": 1.15,
+        "base_image_seq_len": 256,
+        "max_image_seq_len": 4096,
+    },
+    "text_encoder/config.json": CLIP_L,
+    "text_encoder_2/config.json": T5,
+}
+
+PIPELINES: Mapping[str, Files] = {
+    "stabilityai/stable-diffusion-3.5-medium": SD35_MEDIUM,
+    "black-forest-labs/FLUX.1-dev": FLUX_DEV,
+}
+
+WEIGHTS: Mapping[str, int] = {
+    "yuvalkirstain/PickScore_v1": 986_109_441,
+    "facebook/dinov2-base": 86_580_480,
+}
+"""Of scorers' models, by hub id."""

@@ -1,0 +1,156 @@
+"""How large a recipe's models are and what its steps move and compute, without loading a weight."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from percent_ray.models import pretrained, published, trained
+from percent_ray.models.base import Condition, family
+from percent_ray.models.decoder import VaeDecoder
+from percent_ray.models.trained import Trained
+from percent_ray.preview import meta
+from percent_ray.recipe.paths import locate
+from percent_ray.recipe.tree import Recipe
+
+META = torch.device("meta")
+FLOAT32 = 4
+"""Bytes."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes, and floating-point operations of one image."""
+
+    policy: Trained
+    """On the meta device."""
+    transformer: int
+    """Bytes of all its weights, the adapter's too."""
+    trained: int
+    """Weights that are trained, and below their bytes."""
+    trained_bytes: int
+    text: Mapping[str, int]
+    """Bytes of each text encoder."""
+    vae: int
+    scorers: Mapping[str, int | None]
+    """Bytes of each scorer's files; None where they are not at hand."""
+    draw: int
+    """Most bytes alive while a batch is drawn, beside the weights."""
+    learn: int
+    """The same of a micro-batch forward and back, with the gradients."""
+    decode: int
+    """The same of a batch of the decoder."""
+    velocity_flops: float
+    """Of one guided velocity of one image."""
+    decode_flops: float
+    group: int
+    """A group's table of the object store."""
+
+
+def measure(recipe: Recipe) -> Sizes:
+    """Sizes of a recipe whose model has its config files at hand (`published.at_hand`)."""
+    model = recipe.model
+    loaders = family(model.family)
+    policy = loaders.load_policy(model, seed=recipe.run.seed, device=META, text=False)
+    decoder = loaders.load_decoder(model, device=META)
+    weights = policy.trainable()
+    return Sizes(
+        policy=policy,
+        transformer=_bytes(policy.module.parameters()),
+        trained=pretrained.count(weights.values()),
+        trained_bytes=_bytes(weights.values()),
+        text=dict(_text(recipe, policy)),
+        vae=_bytes(decoder.vae.parameters()),
+        scorers=dict(_scorers(recipe)),
+        draw=meta.peak(lambda: _draw(policy, recipe.sampling.batch_size)),
+        learn=_learn(policy, recipe.learner.micro_batch),
+        decode=meta.peak(lambda: _decode(decoder, policy, recipe.perceptual.batch_size)),
+        velocity_flops=meta.flops(lambda: _draw(policy, 1)),
+        decode_flops=meta.flops(lambda: _decode(decoder, policy, 1)),
+        group=group_bytes(recipe, policy.latent_shape),
+    )
+
+
+def group_bytes(recipe: Recipe, latent_shape: tuple[int, int, int]) -> int:
+    """Of one group's payload (`data/arrow.py`): latents, means, log-probs and finished latents."""
+    latent = getattr(torch, recipe.sampling.storage_dtype).itemsize
+    for side in latent_shape:
+        latent *= side
+    steps = len(recipe.trained_steps(0))
+    images = recipe.sampling.group_size
+    rows = 1  # the finished latents
+    if steps:
+        rows += 2 * steps + 1
+    if recipe.perceptual.decode == "clean" and recipe.measured_spaces(probe=False):
+        rows += 2 * (recipe.perceptual.steps or steps)
+    return images * (rows * latent + steps * FLOAT32)
+
+
+def _inputs(policy: Trained, rows: int) -> tuple[Tensor, Tensor, Condition]:
+    latents = torch.empty(rows, *policy.latent_shape, device=META)
+    condition = {
+        name: torch.empty(rows, *shape, device=META, dtype=policy.dtype)
+        for name, shape in policy.condition_shapes().items()
+    }
+    return latents, torch.empty(rows, device=META), condition
+
+
+@torch.no_grad()
+def _draw(policy: Trained, rows: int) -> Tensor:
+    return policy.velocity(*_inputs(policy, rows))
+
+
+def _learn(policy: Trained, rows: int) -> int:
+    found = meta.peak(lambda: policy.velocity(*_inputs(policy, rows)).square().sum().backward())
+    policy.module.zero_grad()
+    return found
+
+
+@torch.no_grad()
+def _decode(decoder: VaeDecoder, policy: Trained, rows: int) -> Any:
+    return decoder.pixels(torch.empty(rows, *policy.latent_shape, device=META))
+
+
+def _bytes(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() * weight.dtype.itemsize for weight in weights)
+
+
+def _text(recipe: Recipe, policy: Trained) -> Iterator[tuple[str, int]]:
+    """Every text encoder that a rollout worker loads."""
+    import transformers
+
+    model = recipe.model
+    for part, kind in trained.index(model, policy.pipeline).items():
+        if not part.startswith("text_encoder") or kind[0] is None:
+            continue
+        if "T5" in kind[1] and not model.t5:
+            continue
+        encoder = pretrained.skeleton(
+            getattr(transformers, kind[1]),
+            model.folder,
+            part=f"model.path: {part}",
+            subfolder=part,
+            dtype=policy.dtype,
+        )
+        yield part, _bytes(encoder.parameters())
+
+
+def _scorers(recipe: Recipe) -> Iterator[tuple[str, int | None]]:
+    """Bytes of the weight files of each scorer, or what was published at float32."""
+    wanted = {*recipe.scored, *recipe.image_spaces, *recipe.measured_spaces(probe=True)}
+    for name in sorted(wanted):
+        path = recipe.scorers[name].path or DEFAULTS.get(recipe.kind_of(name), "")
+        folder = Path(locate(path)) if path.startswith("shapes/") else Path(path)
+        if folder.is_dir():
+            files = [*folder.rglob("*.safetensors"), *folder.rglob("*.bin")]
+            yield name, sum(file.stat().st_size for file in files)
+        else:
+            weights = published.WEIGHTS.get(path)
+            yield name, weights * FLOAT32 if weights else None
+
+
+DEFAULTS = {"pickscore": "yuvalkirstain/PickScore_v1", "dino": "facebook/dinov2-base"}
+"""Paths of scorers whose own is empty."""
