@@ -14,7 +14,14 @@ import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
 from percent_ray.data import arrow
-from percent_ray.learn.batch import Images, MicroBatch, chunks, micro_batches, shares
+from percent_ray.learn.batch import (
+    Images,
+    MicroBatch,
+    chunks,
+    groups_of,
+    micro_batches,
+    shares,
+)
 from percent_ray.learn.ema import Ema
 from percent_ray.learn.engine import Engine
 from percent_ray.learn.forward import Forward
@@ -57,8 +64,13 @@ class Learner:
         self._published: tuple[pa.Table | None, str] | None = None
         """Of the present weights, once they were asked for."""
 
+    def groups(self, batch: ShapedBatch) -> list[int]:
+        """Numbers of the rows whose tables this rank learns from."""
+        engine, sizes = self._engine, _sizes(batch)
+        return groups_of(sizes, self._parts(batch), rank=engine.rank, world=engine.world)
+
     def update(self, batch: ShapedBatch) -> Update:
-        """Learn from a batch whose rows hold their tables.
+        """Learn from a batch. The rows of `groups` hold their tables, the others may hold None.
 
         `learner.updates` optimizer steps; a batch without rows makes none, and only moves the
         version. Raises FloatingPointError where a gradient is not finite: the weights are then
@@ -67,10 +79,8 @@ class Learner:
         """
         assert batch.version == self.version, f"batch {batch.version}, weights {self.version}"
         start = time.time()
-        recipe = self._recipe
         images = Images(batch, self._process.columns(batch))
-        seed, updates = recipe.run.seed, recipe.learner.updates
-        parts = chunks(images.sizes, updates, seed=seed, version=batch.version)
+        parts = self._parts(batch)
         tallies: list[Tally] = []
         norms: list[float] = []
         self._process.begin(self._batches(images, parts[1:]))
@@ -157,6 +167,11 @@ class Learner:
         self.version = state["version"]
         self._published = None
 
+    def _parts(self, batch: ShapedBatch) -> list[list[int]]:
+        """The images of each optimizer step."""
+        seed, updates = self._recipe.run.seed, self._recipe.learner.updates
+        return chunks(_sizes(batch), updates, seed=seed, version=batch.version)
+
     def _mine(self, chunk: Sequence[int]) -> list[tuple[list[int], bool]]:
         """This rank's micro-batches of a chunk, and whether each is padding."""
         engine, size = self._engine, self._recipe.learner.micro_batch
@@ -185,3 +200,8 @@ class Learner:
                 self._meter.end_unit(unit / len(chunk))
                 unit = 0
         return tally
+
+
+def _sizes(batch: ShapedBatch) -> list[int]:
+    """Images of each group."""
+    return [len(row.weights.advantage) for row in batch.rows]

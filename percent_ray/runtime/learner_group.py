@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -130,21 +130,25 @@ def _carry_out(learner: "Learner", order: Order) -> Answer:
     update = None
     if order.kind == "update":
         assert order.batch is not None
-        refs = [ref for row in order.batch.rows for ref in (row.payload, row.condition)]
-        tables = ray.get(refs)
-        rows = [
-            replace(row, payload=payload, condition=condition)
-            for row, payload, condition in zip(
-                order.batch.rows, tables[::2], tables[1::2], strict=True
-            )
-        ]
-        update = learner.update(replace(order.batch, rows=tuple(rows)))
+        update = learner.update(fetch(order.batch, learner.groups(order.batch)))
     elif order.kind == "save":
         learner.save(Path(order.folder))
     if order.kind in ("update", "publish"):
         weights, checksum = learner.publish()
         return update, checksum, weights
     return update, "", None
+
+
+def fetch(batch: ShapedBatch, groups: Sequence[int]) -> ShapedBatch:
+    """The batch with the tables of these rows in the place of their references, and None in that
+    of all others: what lies on another machine is pulled from there whole, by every rank that asks
+    for it."""
+    payloads = ray.get([batch.rows[number].payload for number in groups])
+    conditions = ray.get([batch.rows[number].condition for number in groups])
+    rows = [replace(row, payload=None, condition=None) for row in batch.rows]
+    for number, payload, condition in zip(groups, payloads, conditions, strict=True):
+        rows[number] = replace(rows[number], payload=payload, condition=condition)
+    return replace(batch, rows=tuple(rows))
 
 
 class LearnerGroup:

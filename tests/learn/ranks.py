@@ -13,6 +13,7 @@ from percent_ray.learn.zero import ZeroEngine
 from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.learner import Learner
+from percent_ray.types import ShapedBatch
 from tests.learn.fake import FakePolicy, draw_batch
 
 STEPS = 2
@@ -20,14 +21,25 @@ STEPS = 2
 
 def train(learner: Learner, recipe: Recipe, *, first: int = 0, steps: int = STEPS) -> list[dict]:
     """Consume `steps` batches, all drawn by the untrained policy; their metrics. The ratios go off
-    policy, and of 15 images 2 ranks with micro-batches of 3 get uneven shares, one with padding."""
+    policy, and of 15 images 2 ranks with micro-batches of 3 get uneven shares, one with padding.
+    A rank has the tables of its own groups alone, as on a cluster."""
     metrics = []
     for step in range(first, first + steps):
         batch = draw_batch(
             FakePolicy(), recipe, groups=3, images=5, step=step, version=step, drawn_by=0
         )
-        metrics.append(dict(learner.update(batch).metrics))
+        metrics.append(dict(learner.update(own(learner, batch)).metrics))
     return metrics
+
+
+def own(learner: Learner, batch: ShapedBatch) -> ShapedBatch:
+    """Without the tables of the groups that this rank does not ask for."""
+    mine = learner.groups(batch)
+    rows = [
+        row if number in mine else replace(row, payload=None, condition=None)
+        for number, row in enumerate(batch.rows)
+    ]
+    return replace(batch, rows=tuple(rows))
 
 
 def with_learner(recipe: Recipe, **changes: Any) -> Recipe:
@@ -107,7 +119,7 @@ def signal(recipe: Recipe, learner: Learner | None = None) -> dict[str, float]:
     """Of 4 groups of 6 images, whole ones on every rank, in micro-batches of 3."""
     learner = learner or make(recipe)
     batch = draw_batch(FakePolicy(), recipe, groups=4, images=6)
-    metrics = learner.update(batch).metrics
+    metrics = learner.update(own(learner, batch)).metrics
     return {name: value for name, value in metrics.items() if name.startswith("signal/")}
 
 
