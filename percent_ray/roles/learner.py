@@ -61,8 +61,6 @@ class Learner:
         )
         self._checked = False
         """Whether this process has taken an optimizer step on what its weights have drawn."""
-        self._published: tuple[pa.Table | None, str] | None = None
-        """Of the present weights, once they were asked for."""
 
     def groups(self, batch: ShapedBatch) -> list[int]:
         """Numbers of the rows whose tables this rank learns from."""
@@ -100,7 +98,6 @@ class Learner:
         self.version = batch.version + 1
         measured = {"learner/images": float(len(images)), "learner/updates": float(len(parts))}
         if parts:
-            self._published = None
             measured |= reduce(tallies, self._engine)
             # A resumed run is checked, too, and logs what one without a break does.
             measured |= {} if self.version > 1 else floor
@@ -124,12 +121,8 @@ class Learner:
     def publish(self) -> tuple[pa.Table | None, str]:
         """The weights that groups are drawn with, as `arrow.pack` has them, in the trained ones'
         dtype, and their checksum; (None, "") on all ranks but 0."""
-        if self._published is None:
-            weights = (self._engine if self._old is None else self._old).gather()
-            self._published = (
-                (None, "") if weights is None else (arrow.pack(weights), arrow.checksum(weights))
-            )
-        return self._published
+        weights = (self._engine if self._old is None else self._old).gather()
+        return (None, "") if weights is None else (arrow.pack(weights), arrow.checksum(weights))
 
     def save(self, folder: Path) -> None:
         """Write everything that `load` needs into an existing folder that all ranks see, and under
@@ -165,7 +158,6 @@ class Learner:
         if self._old is not None:
             self._old.load(folder)
         self.version = state["version"]
-        self._published = None
 
     def _parts(self, batch: ShapedBatch) -> list[list[int]]:
         """The images of each optimizer step."""

@@ -25,7 +25,7 @@ async def rank(mailbox: Mailbox, number: int, carried: list[tuple[int, str]]) ->
         if order is None:
             continue
         carried.append((number, order.kind))
-        await mailbox.answer(count, number, None, f"rank {number}, order {count}", None)
+        await mailbox.answer(count, number, (None, f"rank {number}, order {count}", None))
         if order.kind == "stop":
             return
         count += 1
