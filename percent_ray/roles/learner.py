@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from percent_ray.data import arrow
 from percent_ray.learn.batch import (
@@ -55,7 +55,7 @@ class Learner:
         )
         self._meter = Meter(policy, engine)
         self._ema = (
-            Ema(engine, cap=learner.ema_decay, every=learner.ema_every)
+            Ema(engine, policy.trainable(), cap=learner.ema_decay, every=learner.ema_every)
             if learner.ema_decay
             else None
         )
@@ -126,14 +126,16 @@ class Learner:
 
     def save(self, folder: Path) -> None:
         """Write everything that `load` needs into an existing folder that all ranks see, and under
-        `policy` the weights (the EMA's, where there is one) as a user would load them."""
+        `policy` the weights (the EMA's, where there is one) as a user would load them, in the
+        trained ones' dtype."""
         self._engine.save(folder)
-        weights = self._engine.gather()
+        weights = (self._engine if self._ema is None else self._ema).gather()
         if weights is None:
             return
-        if self._ema is not None and self._ema.weights is not None:
-            weights = self._ema.weights
+        if self._ema is not None:
             save_file(weights, folder / "ema.safetensors")
+            trained = self._policy.trainable()
+            weights = {name: weight.to(trained[name].dtype) for name, weight in weights.items()}
         self._reference.save(folder)
         self._meter.save(folder)
         if self._old is not None:
@@ -152,7 +154,7 @@ class Learner:
             on, value = ("off", "0") if steps is None else ("on", "above 0")
             raise ValueError(f"{folder} was saved with the EMA {on}; set learner.ema_decay {value}")
         if self._ema is not None:
-            self._ema.load(steps, load_file(folder / "ema.safetensors"))
+            self._ema.load(steps, folder / "ema.safetensors")
         self._reference.load(folder, self._engine.device)
         self._meter.load(folder)
         if self._old is not None:

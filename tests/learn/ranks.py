@@ -111,8 +111,18 @@ def one_stage(recipe: Recipe, **policy: Any) -> dict:
     metrics = train(learner, recipe)
     table, checksum = learner.publish()
     weights = table and {k: v.clone() for k, v in arrow.unpack(table).items()}
-    average = learner._ema.weights if learner._ema else None
-    return {"metrics": metrics, "weights": weights, "checksum": checksum, "ema": average}
+    average = learner._ema.gather() if learner._ema else None
+    found = {"metrics": metrics, "weights": weights, "checksum": checksum, "ema": average}
+    return found | average_in_parts(learner)
+
+
+def average_in_parts(learner: Learner) -> dict:
+    """The EMA's tensors with a -0 in each rank's part: this rank's parts, and all of them joined."""
+    if learner._ema is None:
+        return {}
+    for part in learner._ema._parts.values():
+        part[0] = -0.0
+    return {"parts": learner._ema._parts, "joined": learner._ema.gather()}
 
 
 def signal(recipe: Recipe, learner: Learner | None = None) -> dict[str, float]:
@@ -136,7 +146,7 @@ def resume(recipe: Recipe, folder: Path) -> dict:
     metrics = train(learner, recipe, first=STEPS // 2, steps=STEPS // 2)
     table, _ = learner.publish()
     weights = table and {k: v.clone() for k, v in arrow.unpack(table).items()}
-    average = learner._ema.weights if learner._ema else None
+    average = learner._ema.gather() if learner._ema else None
     return {"metrics": metrics, "weights": weights, "ema": average, "saved": saved}
 
 
