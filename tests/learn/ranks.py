@@ -117,7 +117,7 @@ def one_stage(recipe: Recipe, **policy: Any) -> dict:
 
 
 def average_in_parts(learner: Learner) -> dict:
-    """The EMA's tensors with a -0 in each rank's part: this rank's parts, and all of them joined."""
+    """The EMA, with a -0 in each rank's part: the parts of this one, and all of them joined."""
     if learner._ema is None:
         return {}
     for part in learner._ema._parts.values():
