@@ -102,6 +102,7 @@ class ShapedRow:
     group_id: int
     version: int
     payload: Ref
+    """None, like the condition, on a learner rank that takes no image of the group."""
     condition: Ref
     weights: Weights
     """Every weight float32 [K, S], or [K, 1] in the forward process, on the CPU."""

@@ -43,22 +43,27 @@ class MicroBatch:
 
 class Images:
     """The images of a batch, numbered through all its groups, read in place from the groups'
-    tables, which the rows hold.
+    tables. The rows hold them; where a row's payload is None its images are counted and cannot be
+    taken.
 
     Raises ValueError for groups with different numbers of trained steps, and for a payload whose
     rows or steps are not as many as its weights.
     """
 
     def __init__(self, batch: ShapedBatch, columns: Sequence[str]) -> None:
-        self._columns: dict[str, list[Tensor]] = {name: [] for name in columns}
-        self._conditions: list[Condition] = []
-        self._first: list[int] = []
+        self._columns: dict[str, dict[int, Tensor]] = {name: {} for name in columns}
+        """By row, as are the two below."""
+        self._conditions: dict[int, Condition] = {}
+        self._first: dict[int, int] = {}
         self._rows = batch.rows
         self._index: list[tuple[int, int]] = []
         """(row, image in its group)."""
         for number, row in enumerate(batch.rows):
-            payload: pa.Table = row.payload
             images, count = row.weights.advantage.shape
+            self._index += [(number, image) for image in range(images)]
+            payload: pa.Table | None = row.payload
+            if payload is None:
+                continue
             steps = arrow.steps(payload)
             if payload.num_rows != images:
                 raise ValueError(
@@ -69,10 +74,9 @@ class Images:
                     f"group {row.group_id} has {len(steps)} trained steps and weights of {count}"
                 )
             for name, tensors in self._columns.items():
-                tensors.append(arrow.column(payload, name))
-            self._conditions.append(arrow.unpack(row.condition))
-            self._first.append(steps.start)
-            self._index += [(number, image) for image in range(images)]
+                tensors[number] = arrow.column(payload, name)
+            self._conditions[number] = arrow.unpack(row.condition)
+            self._first[number] = steps.start
         counts = {row.weights.advantage.shape[1] for row in batch.rows}
         if len(counts) > 1:
             raise ValueError(f"groups of one step have {sorted(counts)} trained steps")
@@ -81,11 +85,6 @@ class Images:
 
     def __len__(self) -> int:
         return len(self._index)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Images of each group."""
-        return [len(row.weights.advantage) for row in self._rows]
 
     @property
     def referred(self) -> bool:
@@ -121,7 +120,8 @@ def chunks(groups: Sequence[int], updates: int, *, seed: int, version: int) -> l
     """The images of each optimizer step of the learner step after `version`, out of groups of the
     given sizes: each group's in a random order, the same on every rank, dealt out to `updates`
     parts that are as equal as can be, as are a group's shares of them. In a part images are in the
-    order of their groups; empty parts are left out."""
+    order of their groups, so that a rank's share of each is of the same few groups; empty parts
+    are left out."""
     source = generator("update", seed, version)
     parts: list[list[int]] = [[] for _ in range(updates)]
     start = 0
@@ -144,9 +144,25 @@ def micro_batches(
 ) -> Iterator[tuple[list[int], bool]]:
     """A rank's share of a chunk in micro-batches of at most `size` images,
     and whether one is padding. Every rank gets the same number of them; one that has run out of
-    images takes the chunk's first with weight 0, as ZeRO's collective calls wait for all ranks.
+    images takes its first with weight 0, or the chunk's where it has none at all, as ZeRO's
+    collective calls wait for all ranks.
     """
     cut = shares(chunk, world=world)
     for first in range(0, len(cut[0]), size):
         images = cut[rank][first : first + size]
-        yield (images, False) if images else ([chunk[0]], True)
+        yield (images, False) if images else ((cut[rank] or list(chunk))[:1], True)
+
+
+def groups_of(
+    groups: Sequence[int], parts: Sequence[Sequence[int]], *, rank: int, world: int
+) -> list[int]:
+    """Numbers of the groups, of the given sizes, that a rank takes an image of in the chunks
+    `parts`, padding included: about 1 / `world` of them all."""
+    owner = [number for number, size in enumerate(groups) for _ in range(size)]
+    taken = [
+        owner[image]
+        for part in parts
+        for images, _ in micro_batches(part, rank=rank, world=world, size=1)
+        for image in images
+    ]
+    return sorted(set(taken))

@@ -1,7 +1,12 @@
 """The exponential moving average of the trained weights, by Flow-GRPO's rule."""
 
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from percent_ray.learn.engine import Engine
 
@@ -12,20 +17,33 @@ def decay(step: int, cap: float) -> float:
 
 
 class Ema:
-    """Average of the trained weights, moved every `every` optimizer steps. Held in float32 on rank
-    0's CPU and fed by whole gathered weights, so that it is the same under every ZeRO stage."""
+    """Average of the trained weights, moved every `every` optimizer steps. In float32 on the CPU;
+    every rank has its part of every tensor, cut in the order of the ranks, under every ZeRO stage.
+    """
 
-    def __init__(self, engine: Engine, *, cap: float, every: int) -> None:
+    def __init__(
+        self, engine: Engine, weights: Mapping[str, nn.Parameter], *, cap: float, every: int
+    ) -> None:
         self.steps = 0
         """Optimizer steps seen."""
         self._engine = engine
+        self._trained = weights
         self._cap = cap
         self._every = every
-        weights = engine.gather()
-        self.weights: dict[str, Tensor] | None = None
-        """None on all ranks but 0."""
-        if weights is not None:
-            self.weights = {name: weight.float() for name, weight in weights.items()}
+        with engine.whole():
+            self._shapes = {name: weight.shape for name, weight in weights.items()}
+            self._parts = {name: self._part(weight) for name, weight in weights.items()}
+
+    def _part(self, whole: Tensor) -> Tensor:
+        """A copy of this rank's part."""
+        return (
+            whole.detach().reshape(-1)[self._place(whole.shape)].to("cpu", torch.float32, copy=True)
+        )
+
+    def _place(self, shape: torch.Size) -> slice:
+        """Of this rank's part in a tensor's elements."""
+        each = math.ceil(shape.numel() / self._engine.world)
+        return slice(self._engine.rank * each, (self._engine.rank + 1) * each)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -33,13 +51,25 @@ class Ema:
         self.steps += 1
         if self.steps % self._every:
             return
-        new = self._engine.gather()
-        if self.weights is not None and new is not None:
-            for name, average in self.weights.items():
-                average.lerp_(new[name].float(), 1 - decay(self.steps, self._cap))
+        with self._engine.whole():
+            for name, average in self._parts.items():
+                average.lerp_(self._part(self._trained[name]), 1 - decay(self.steps, self._cap))
 
-    def load(self, steps: int, weights: dict[str, Tensor]) -> None:
-        """Continue from the `steps` and `weights` of another one. Every rank enters."""
+    def gather(self) -> dict[str, Tensor] | None:
+        """The average by name, whole, on the CPU; None on all ranks but 0. Every rank enters."""
+        found: dict[str, Tensor] = {}
+        for name, shape in self._shapes.items():
+            # A sum with every other rank's -0, which is exact: x + -0 is x, also where x is 0.
+            whole = torch.full((shape.numel(),), -0.0, dtype=torch.float64)
+            whole[self._place(shape)] = self._parts[name].double()
+            whole = self._engine.all_reduce(whole, "sum")
+            if self._engine.rank == 0:
+                found[name] = whole.to("cpu", torch.float32).reshape(shape)
+        return found if self._engine.rank == 0 else None
+
+    def load(self, steps: int, path: Path) -> None:
+        """Continue from the `steps` and the file of `gather`'s tensors of another one, on any
+        number of ranks."""
         self.steps = steps
-        if self.weights is not None:
-            self.weights = weights
+        with safe_open(path, "pt") as file:
+            self._parts = {name: self._part(file.get_tensor(name)) for name in self._shapes}

@@ -1,5 +1,6 @@
 """The transformer that is trained, by a LoRA adapter or whole: what the model families share."""
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,11 @@ from percent_ray.models import lora, pretrained
 from percent_ray.models.base import Condition
 from percent_ray.recipe import tree
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"
+"""The files of a transformer, as diffusers names them."""
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+SHARD = "5GB"
+"""Most weights in one of them."""
 
 
 class Trained(ABC):
@@ -173,6 +178,7 @@ class Trained(ABC):
         `load_lora_weights(folder)`, or in full fine-tuning a folder for the transformer's
         `from_pretrained(folder)`."""
         import diffusers
+        from huggingface_hub import split_torch_state_dict_into_shards
         from safetensors.torch import save_file
 
         if self._model.lora_rank:
@@ -180,11 +186,15 @@ class Trained(ABC):
             return
         state = self._network.state_dict() | dict(weights)
         self._network.save_config(folder)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
-            Path(folder) / WEIGHTS,
-            metadata={"format": "pt"},
+        split = split_torch_state_dict_into_shards(
+            state, filename_pattern=WEIGHTS, max_shard_size=SHARD
         )
+        for file, names in split.filename_to_tensors.items():
+            shard = {name: state[name].detach().cpu().contiguous() for name in names}
+            save_file(shard, Path(folder) / file, metadata={"format": "pt"})
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            (Path(folder) / INDEX).write_text(json.dumps(index, indent=1))
 
     @torch.no_grad()
     def load(self, folder: str) -> None:
@@ -192,7 +202,9 @@ class Trained(ABC):
         from safetensors.torch import load_file
 
         adapted = bool(self._model.lora_rank)
-        weights = lora.load(folder) if adapted else load_file(Path(folder) / WEIGHTS)
+        weights: dict[str, Tensor] = dict(lora.load(folder)) if adapted else {}
+        for file in () if adapted else Path(folder).glob(WEIGHTS.format(suffix="*")):
+            weights |= load_file(file)
         trained = self.trainable()
         wrong = [n for n in trained if n not in weights or weights[n].shape != trained[n].shape]
         if wrong or (adapted and len(weights) != len(trained)):

@@ -11,10 +11,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from percent_ray.data import arrow
-from percent_ray.learn.batch import Images, MicroBatch, chunks, micro_batches, shares
+from percent_ray.learn.batch import (
+    Images,
+    MicroBatch,
+    chunks,
+    groups_of,
+    micro_batches,
+    shares,
+)
 from percent_ray.learn.ema import Ema
 from percent_ray.learn.engine import Engine
 from percent_ray.learn.forward import Forward
@@ -48,17 +55,20 @@ class Learner:
         )
         self._meter = Meter(policy, engine)
         self._ema = (
-            Ema(engine, cap=learner.ema_decay, every=learner.ema_every)
+            Ema(engine, policy.trainable(), cap=learner.ema_decay, every=learner.ema_every)
             if learner.ema_decay
             else None
         )
         self._checked = False
         """Whether this process has taken an optimizer step on what its weights have drawn."""
-        self._published: tuple[pa.Table | None, str] | None = None
-        """Of the present weights, once they were asked for."""
+
+    def groups(self, batch: ShapedBatch) -> list[int]:
+        """Numbers of the rows whose tables this rank learns from."""
+        engine, sizes = self._engine, _sizes(batch)
+        return groups_of(sizes, self._parts(batch), rank=engine.rank, world=engine.world)
 
     def update(self, batch: ShapedBatch) -> Update:
-        """Learn from a batch whose rows hold their tables.
+        """Learn from a batch. The rows of `groups` hold their tables, the others may hold None.
 
         `learner.updates` optimizer steps; a batch without rows makes none, and only moves the
         version. Raises FloatingPointError where a gradient is not finite: the weights are then
@@ -67,10 +77,8 @@ class Learner:
         """
         assert batch.version == self.version, f"batch {batch.version}, weights {self.version}"
         start = time.time()
-        recipe = self._recipe
         images = Images(batch, self._process.columns(batch))
-        seed, updates = recipe.run.seed, recipe.learner.updates
-        parts = chunks(images.sizes, updates, seed=seed, version=batch.version)
+        parts = self._parts(batch)
         tallies: list[Tally] = []
         norms: list[float] = []
         self._process.begin(self._batches(images, parts[1:]))
@@ -90,7 +98,6 @@ class Learner:
         self.version = batch.version + 1
         measured = {"learner/images": float(len(images)), "learner/updates": float(len(parts))}
         if parts:
-            self._published = None
             measured |= reduce(tallies, self._engine)
             # A resumed run is checked, too, and logs what one without a break does.
             measured |= {} if self.version > 1 else floor
@@ -114,23 +121,21 @@ class Learner:
     def publish(self) -> tuple[pa.Table | None, str]:
         """The weights that groups are drawn with, as `arrow.pack` has them, in the trained ones'
         dtype, and their checksum; (None, "") on all ranks but 0."""
-        if self._published is None:
-            weights = (self._engine if self._old is None else self._old).gather()
-            self._published = (
-                (None, "") if weights is None else (arrow.pack(weights), arrow.checksum(weights))
-            )
-        return self._published
+        weights = (self._engine if self._old is None else self._old).gather()
+        return (None, "") if weights is None else (arrow.pack(weights), arrow.checksum(weights))
 
     def save(self, folder: Path) -> None:
         """Write everything that `load` needs into an existing folder that all ranks see, and under
-        `policy` the weights (the EMA's, where there is one) as a user would load them."""
+        `policy` the weights (the EMA's, where there is one) as a user would load them, in the
+        trained ones' dtype."""
         self._engine.save(folder)
-        weights = self._engine.gather()
+        weights = (self._engine if self._ema is None else self._ema).gather()
         if weights is None:
             return
-        if self._ema is not None and self._ema.weights is not None:
-            weights = self._ema.weights
+        if self._ema is not None:
             save_file(weights, folder / "ema.safetensors")
+            trained = self._policy.trainable()
+            weights = {name: weight.to(trained[name].dtype) for name, weight in weights.items()}
         self._reference.save(folder)
         self._meter.save(folder)
         if self._old is not None:
@@ -149,13 +154,17 @@ class Learner:
             on, value = ("off", "0") if steps is None else ("on", "above 0")
             raise ValueError(f"{folder} was saved with the EMA {on}; set learner.ema_decay {value}")
         if self._ema is not None:
-            self._ema.load(steps, load_file(folder / "ema.safetensors"))
+            self._ema.load(steps, folder / "ema.safetensors")
         self._reference.load(folder, self._engine.device)
         self._meter.load(folder)
         if self._old is not None:
             self._old.load(folder)
         self.version = state["version"]
-        self._published = None
+
+    def _parts(self, batch: ShapedBatch) -> list[list[int]]:
+        """The images of each optimizer step."""
+        seed, updates = self._recipe.run.seed, self._recipe.learner.updates
+        return chunks(_sizes(batch), updates, seed=seed, version=batch.version)
 
     def _mine(self, chunk: Sequence[int]) -> list[tuple[list[int], bool]]:
         """This rank's micro-batches of a chunk, and whether each is padding."""
@@ -185,3 +194,8 @@ class Learner:
                 self._meter.end_unit(unit / len(chunk))
                 unit = 0
         return tally
+
+
+def _sizes(batch: ShapedBatch) -> list[int]:
+    """Images of each group."""
+    return [len(row.weights.advantage) for row in batch.rows]

@@ -70,8 +70,9 @@ class RolloutWorker:
         (run seed, group id, image, step): sampled again anywhere, it is the same group.
         """
         start = time.time()
+        if weights is None and self._checksum is not None:  # a first group is drawn again
+            self._policy = self._conditions = self._checksum = None
         self.ready()
-        assert weights is not None or self._checksum is None, "other weights are loaded already"
         if weights is not None and checksum != self._checksum:
             self._load(weights, checksum)
         policy, conditions = self._policy, self._conditions

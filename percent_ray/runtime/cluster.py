@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
@@ -107,7 +107,7 @@ class Cluster:
         self.rollout = Pool(RolloutActor, recipe, runtime.rollout, name="rollout")
         self.perception = Pool(PerceptionActor, recipe, runtime.perception, name="perception")
         self.learner = LearnerGroup(recipe, run_folder=run_folder, resume=resume)
-        self._keep = runtime.max_staleness + 2
+        self._max_staleness = runtime.max_staleness
         self.loaded: list[str] = []
         """What was loaded, a line each."""
         self._weights: dict[int, tuple[str | None, ray.ObjectRef | None]] = {}
@@ -148,9 +148,15 @@ class Cluster:
 
     async def sample(self, group_id: int, prompt: Prompt, version: int) -> Trajectory:
         checksum, weights = self._weights[version]
-        group, payload, condition = await self.rollout.call(
-            "draw", group_id, prompt, version, weights, checksum, returns=3
-        )
+        try:
+            group, payload, condition = await self.rollout.call(
+                "draw", group_id, prompt, version, weights, checksum, returns=3
+            )
+        except ObjectLostError as error:
+            raise ConnectionError(
+                f"the weights of version {version} are gone with the learner that published them; "
+                "look at its logs"
+            ) from error
         return replace(group, payload=payload, condition=condition)
 
     async def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:
@@ -175,11 +181,13 @@ class Cluster:
             _, checksum, weights = await self.learner.order("publish")
             self._remember(version, checksum, weights)
 
-    def _remember(self, version: int, checksum: str, weights: ray.ObjectRef) -> None:
-        """Weights stay at hand as long as a group of their version may have to be drawn again."""
+    def _remember(self, version: int, checksum: str, weights: ray.ObjectRef | None) -> None:
+        """Weights stay at hand until every group that they have drawn is learned from: a payload
+        that is lost with its machine has to be drawn again, also while the learner works. Step
+        `version` is the next one, and consumes nothing older than the first version below."""
         self._weights[version] = (checksum, weights)
-        for old in [v for v in self._weights if v <= version - self._keep]:
-            del self._weights[old]
+        first = version - self._max_staleness
+        self._weights = {v: held for v, held in self._weights.items() if v >= first}
 
     async def save(self, folder: Path) -> None:
         await self.learner.order("save", folder=str(folder.absolute()))

@@ -1,8 +1,8 @@
 """The learner group: Ray Train workers under DeepSpeed ZeRO, fed through a mailbox actor.
 
 The driver gives numbered orders; every rank fetches each one and answers it. Rank 0's answer comes
-back as the return value of the mailbox's method, so that the driver owns the published weights and
-they outlive the group.
+back as the return value of the mailbox's method. The published weights are written once, by rank 0
+into its machine's object store, and everybody else has a reference: with rank 0 they are lost.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,8 +46,8 @@ class Order:
     folder: str = ""
 
 
-Answer = tuple[Update | None, str, Any]
-"""The update, and the published weights: their checksum and their Arrow table."""
+Answer = tuple[Update | None, str, ray.ObjectRef | None]
+"""The update, and the published weights: their checksum and a reference to their Arrow table."""
 
 
 class Mailbox:
@@ -89,12 +89,10 @@ class Mailbox:
                 )
             return self._orders.get(number)
 
-    async def answer(
-        self, number: int, rank: int, update: Update | None, checksum: str, weights: Any
-    ) -> None:
+    async def answer(self, number: int, rank: int, answer: Answer) -> None:
         """A rank has carried out order `number`."""
         async with self._changed:
-            self._answers[number][rank] = (update, checksum, weights)
+            self._answers[number][rank] = answer
             self._changed.notify_all()
 
 
@@ -119,7 +117,7 @@ def train_worker(config: Mapping[str, Any]) -> None:
         if order is None:
             continue
         answer = _carry_out(learner, order)
-        ray.get(mailbox.answer.remote(number, rank, *answer))
+        ray.get(mailbox.answer.remote(number, rank, answer))
         if order.kind == "stop":
             return
         number += 1
@@ -130,21 +128,25 @@ def _carry_out(learner: "Learner", order: Order) -> Answer:
     update = None
     if order.kind == "update":
         assert order.batch is not None
-        refs = [ref for row in order.batch.rows for ref in (row.payload, row.condition)]
-        tables = ray.get(refs)
-        rows = [
-            replace(row, payload=payload, condition=condition)
-            for row, payload, condition in zip(
-                order.batch.rows, tables[::2], tables[1::2], strict=True
-            )
-        ]
-        update = learner.update(replace(order.batch, rows=tuple(rows)))
+        update = learner.update(fetch(order.batch, learner.groups(order.batch)))
     elif order.kind == "save":
         learner.save(Path(order.folder))
     if order.kind in ("update", "publish"):
         weights, checksum = learner.publish()
-        return update, checksum, weights
+        return update, checksum, None if weights is None else ray.put(weights)
     return update, "", None
+
+
+def fetch(batch: ShapedBatch, groups: Sequence[int]) -> ShapedBatch:
+    """The batch with the tables of these rows in the place of their references, and None in that
+    of all others: what lies on another machine is pulled from there whole, by every rank that asks
+    for it."""
+    payloads = ray.get([batch.rows[number].payload for number in groups])
+    conditions = ray.get([batch.rows[number].condition for number in groups])
+    rows = [replace(row, payload=None, condition=None) for row in batch.rows]
+    for number, payload, condition in zip(groups, payloads, conditions, strict=True):
+        rows[number] = replace(rows[number], payload=payload, condition=condition)
+    return replace(batch, rows=tuple(rows))
 
 
 class LearnerGroup:
@@ -211,22 +213,21 @@ class LearnerGroup:
         batch: ShapedBatch | None = None,
         folder: str = "",
         timeout_s: float | None = None,
-    ) -> tuple[Update | None, str, ray.ObjectRef]:
-        """Carry out one order on every rank; the weights come as a reference.
+    ) -> Answer:
+        """Carry out one order on every rank; returns rank 0's answer.
 
         Raises the group's own error when it has died, TimeoutError after `timeout_s`
         (`runtime.timeout_s` where None).
         """
         timeout_s = timeout_s or self._timeout_s
-        method = self._mailbox.order.options(num_returns=3)
-        update, checksum, weights = method.remote(self._number, Order(kind, batch, folder))
+        given = self._mailbox.order.remote(self._number, Order(kind, batch, folder))
         self._number += 1
-        answer = asyncio.ensure_future(asyncio.wrap_future(update.future()))
+        answer = asyncio.ensure_future(asyncio.wrap_future(given.future()))
         done, _ = await asyncio.wait(
             {answer, self._fit}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
         )
         if answer in done:
-            return answer.result(), await checksum, weights
+            return answer.result()
         answer.cancel()
         if not done:
             raise TimeoutError(

@@ -13,6 +13,7 @@ from percent_ray.learn.zero import ZeroEngine
 from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.learner import Learner
+from percent_ray.types import ShapedBatch
 from tests.learn.fake import FakePolicy, draw_batch
 
 STEPS = 2
@@ -20,14 +21,25 @@ STEPS = 2
 
 def train(learner: Learner, recipe: Recipe, *, first: int = 0, steps: int = STEPS) -> list[dict]:
     """Consume `steps` batches, all drawn by the untrained policy; their metrics. The ratios go off
-    policy, and of 15 images 2 ranks with micro-batches of 3 get uneven shares, one with padding."""
+    policy, and of 15 images 2 ranks with micro-batches of 3 get uneven shares, one with padding.
+    A rank has the tables of its own groups alone, as on a cluster."""
     metrics = []
     for step in range(first, first + steps):
         batch = draw_batch(
             FakePolicy(), recipe, groups=3, images=5, step=step, version=step, drawn_by=0
         )
-        metrics.append(dict(learner.update(batch).metrics))
+        metrics.append(dict(learner.update(own(learner, batch)).metrics))
     return metrics
+
+
+def own(learner: Learner, batch: ShapedBatch) -> ShapedBatch:
+    """Without the tables of the groups that this rank does not ask for."""
+    mine = learner.groups(batch)
+    rows = [
+        row if number in mine else replace(row, payload=None, condition=None)
+        for number, row in enumerate(batch.rows)
+    ]
+    return replace(batch, rows=tuple(rows))
 
 
 def with_learner(recipe: Recipe, **changes: Any) -> Recipe:
@@ -99,15 +111,25 @@ def one_stage(recipe: Recipe, **policy: Any) -> dict:
     metrics = train(learner, recipe)
     table, checksum = learner.publish()
     weights = table and {k: v.clone() for k, v in arrow.unpack(table).items()}
-    average = learner._ema.weights if learner._ema else None
-    return {"metrics": metrics, "weights": weights, "checksum": checksum, "ema": average}
+    average = learner._ema.gather() if learner._ema else None
+    found = {"metrics": metrics, "weights": weights, "checksum": checksum, "ema": average}
+    return found | average_in_parts(learner)
+
+
+def average_in_parts(learner: Learner) -> dict:
+    """The EMA, with a -0 in each rank's part: the parts of this one, and all of them joined."""
+    if learner._ema is None:
+        return {}
+    for part in learner._ema._parts.values():
+        part[0] = -0.0
+    return {"parts": learner._ema._parts, "joined": learner._ema.gather()}
 
 
 def signal(recipe: Recipe, learner: Learner | None = None) -> dict[str, float]:
     """Of 4 groups of 6 images, whole ones on every rank, in micro-batches of 3."""
     learner = learner or make(recipe)
     batch = draw_batch(FakePolicy(), recipe, groups=4, images=6)
-    metrics = learner.update(batch).metrics
+    metrics = learner.update(own(learner, batch)).metrics
     return {name: value for name, value in metrics.items() if name.startswith("signal/")}
 
 
@@ -124,7 +146,7 @@ def resume(recipe: Recipe, folder: Path) -> dict:
     metrics = train(learner, recipe, first=STEPS // 2, steps=STEPS // 2)
     table, _ = learner.publish()
     weights = table and {k: v.clone() for k, v in arrow.unpack(table).items()}
-    average = learner._ema.weights if learner._ema else None
+    average = learner._ema.gather() if learner._ema else None
     return {"metrics": metrics, "weights": weights, "ema": average, "saved": saved}
 
 

@@ -1,10 +1,11 @@
+import math
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
-from percent_ray.learn.batch import Images, chunks, micro_batches
+from percent_ray.learn.batch import Images, chunks, groups_of, micro_batches
 from tests.learn.fake import FakePolicy, draw_batch, fake_recipe
 
 READ = ("latents", "log_probs")
@@ -39,6 +40,41 @@ def test_ranks_share_a_chunk_in_equally_many_micro_batches(world, size):
     real = [i for mine in ranks for images, padding in mine if not padding for i in images]
     assert sorted(real) == sorted(chunk)
     assert all(0 < len(images) <= size for mine in ranks for images, _ in mine)
+
+
+@pytest.mark.parametrize("world", range(2, 9))
+@pytest.mark.parametrize(("groups", "updates"), [(48, 2), (47, 2), (41, 3)])
+def test_a_rank_takes_images_of_its_share_of_the_groups_alone(groups, updates, world):
+    """Of the same ones in every optimizer step; of those on a border both ranks do."""
+    sizes = [24] * groups
+    parts = chunks(sizes, updates, seed=1, version=0)
+    ranks = [groups_of(sizes, parts, rank=rank, world=world) for rank in range(world)]
+    assert {group for mine in ranks for group in mine} == set(range(groups))
+    assert max(len(mine) for mine in ranks) <= math.ceil(groups / world) + 1
+    assert sum(len(mine) for mine in ranks) <= groups + world - 1
+    if groups % world == 0:
+        assert {len(mine) for mine in ranks} == {groups // world}
+    for rank, mine in enumerate(ranks):
+        for part in parts:
+            for images, _ in micro_batches(part, rank=rank, world=world, size=5):
+                assert {image // 24 for image in images} <= set(mine), "padding, too"
+
+
+def test_a_rank_without_an_image_takes_one_group_for_padding():
+    parts = chunks([1, 1, 1], 1, seed=1, version=0)
+    assert groups_of([1, 1, 1], parts, rank=3, world=4) == [0]
+
+
+def test_groups_without_tables_are_counted_and_cannot_be_taken(tmp_path):
+    batch = draw_batch(FakePolicy(), fake_recipe(tmp_path))
+    rows = [replace(batch.rows[0], payload=None, condition=None), *batch.rows[1:]]
+    images = Images(replace(batch, rows=tuple(rows)), READ)
+    assert len(images) == 24
+    taken = images.take([7], torch.device("cpu"), padding=False)
+    whole = Images(batch, READ).take([7], torch.device("cpu"), padding=False)
+    assert torch.equal(taken.columns["latents"], whole.columns["latents"])
+    with pytest.raises(KeyError):
+        images.take([0], torch.device("cpu"), padding=False)
 
 
 def test_take_copies_only_its_rows(tmp_path):

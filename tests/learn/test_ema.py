@@ -15,14 +15,15 @@ def test_decay_is_flow_grpos(step, expected):
 
 def test_the_average_moves_every_few_steps(tmp_path):
     policy = FakePolicy()
-    ema = Ema(TorchEngine(fake_recipe(tmp_path).learner, policy), cap=0.9, every=2)
+    engine = TorchEngine(fake_recipe(tmp_path).learner, policy)
+    ema = Ema(engine, policy.trainable(), cap=0.9, every=2)
     weight = policy.module.first.adapter.weight
     start = weight.detach().clone()
     seen = [start]
     for _ in range(4):
         weight.data += 1
         ema.step()
-        seen.append(ema.weights["first.adapter.weight"].clone())
+        seen.append(ema.gather()["first.adapter.weight"])
     assert torch.equal(seen[1], start)
     second = start.lerp(start + 2, 1 - 3 / 12)
     torch.testing.assert_close(seen[2], second)

@@ -49,7 +49,7 @@ def plain_torch(recipe, policy=None, **changes):
     policy = policy or FakePolicy()
     learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
     metrics = train(learner, recipe)
-    return metrics, arrow.unpack(learner.publish()[0]), learner._ema.weights
+    return metrics, arrow.unpack(learner.publish()[0]), learner._ema.gather()
 
 
 def largest_gap(one, other):
@@ -82,6 +82,19 @@ def test_invariant_6_loss_does_not_depend_on_learners_micro_batches_or_zero_stag
     assert largest_gap(zero["ema"], average) < 1e-6
     assert zero["metrics"][1]["ratio/clip_low"] + zero["metrics"][1]["ratio/clip_high"] > 0
     assert zero["metrics"][0]["grad/norm"] > recipe.learner.max_grad_norm
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_each_rank_has_its_part_of_the_average_and_joining_them_changes_no_bit(ranks, stage):
+    parts = [rank["stages"][stage]["parts"] for rank in ranks]
+    joined = ranks[0]["stages"][stage]["joined"]
+    assert ranks[1]["stages"][stage]["joined"] is None
+    for name, whole in joined.items():
+        first, second = (part[name] for part in parts)
+        assert len(first) == len(second) == whole.numel() / 2
+        flat = whole.flatten()
+        assert torch.equal(torch.cat([first, second]).view(torch.int32), flat.view(torch.int32))
+        assert flat.signbit()[[0, len(first)]].all(), "-0, too"
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])

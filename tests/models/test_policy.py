@@ -1,6 +1,7 @@
 """What every model family must do. A new family is a line in `families.py`."""
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from percent_ray.learn.engine import TorchEngine
-from percent_ray.models import sd3
+from percent_ray.models import sd3, trained
 from percent_ray.models.base import family
 from percent_ray.objective.grpo import Weights
 from percent_ray.recipe.discover import FAMILIES as FOUND
@@ -180,11 +181,19 @@ def test_a_saved_adapter_is_read_by_diffusers_with_its_scale(kind, where, tmp_pa
     torch.testing.assert_close(velocity, after, rtol=1e-5, atol=1e-5)
 
 
-def test_full_fine_tuning_trains_everything_and_diffusers_reads_it(kind, where, tmp_path):
+@pytest.mark.parametrize("shard", [None, "20KB"])
+def test_full_fine_tuning_trains_everything_and_diffusers_reads_it(
+    kind, where, tmp_path, monkeypatch, shard
+):
+    if shard:
+        monkeypatch.setattr(trained, "SHARD", shard)
     policy = kind.policy(where, lora_rank=0, guidance=1)
     assert len(policy.trainable()) == len(list(policy.module.parameters()))
     weights = {n: p.detach() + 0.1 for n, p in policy.trainable().items()}
     policy.save(str(tmp_path), weights)
+    files = [path.name for path in tmp_path.iterdir() if path.suffix != ".json"]
+    assert (len(files) > 2) == (trained.INDEX in os.listdir(tmp_path)) == bool(shard)
+    assert shard or files == ["diffusion_pytorch_model.safetensors"]
     fresh = kind.pipeline(where)
     read = getattr(diffusers, policy.transformer).from_pretrained(tmp_path, use_safetensors=True)
     fresh.transformer = read

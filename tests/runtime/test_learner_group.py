@@ -3,13 +3,18 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 import psutil
 import pytest
+import ray
 
 from percent_ray.runtime import learner_group
 from percent_ray.runtime.learner_group import LearnerGroup, Mailbox, Order
+from percent_ray.types import ShapedRow
 from tests.end_to_end import world as worlds
+from tests.learn.fake import FakePolicy, draw_batch, fake_recipe
 
 
 async def rank(mailbox: Mailbox, number: int, carried: list[tuple[int, str]]) -> None:
@@ -20,7 +25,7 @@ async def rank(mailbox: Mailbox, number: int, carried: list[tuple[int, str]]) ->
         if order is None:
             continue
         carried.append((number, order.kind))
-        await mailbox.answer(count, number, None, f"rank {number}, order {count}", None)
+        await mailbox.answer(count, number, (None, f"rank {number}, order {count}", None))
         if order.kind == "stop":
             return
         count += 1
@@ -77,6 +82,34 @@ def test_waiting_for_an_order_takes_no_time_of_the_processor(monkeypatch):
     mailbox, before = Mailbox(1), time.process_time()
     assert asyncio.run(mailbox.next(0)) is None
     assert time.process_time() - before < 0.1
+
+
+@pytest.mark.ray
+def test_a_rank_fetches_its_own_groups_alone(tmp_path, ray_cluster):
+    """The tables of all others are of a task that fails: whoever asks for one has its error."""
+
+    @ray.remote(num_cpus=0)
+    def lost() -> None:
+        raise ValueError("another rank's table was asked for")
+
+    batch = draw_batch(FakePolicy(), fake_recipe(tmp_path))
+
+    def rows(mine: Sequence[int]) -> tuple[ShapedRow, ...]:
+        return tuple(
+            replace(row, payload=ray.put(row.payload), condition=ray.put(row.condition))
+            if number in mine
+            else replace(row, payload=lost.remote(), condition=lost.remote())
+            for number, row in enumerate(batch.rows)
+        )
+
+    mine = [1, 2]
+    found = learner_group.fetch(replace(batch, rows=rows(mine)), mine)
+    for number, (row, whole) in enumerate(zip(found.rows, batch.rows, strict=True)):
+        assert row.weights.advantage.equal(whole.weights.advantage)
+        expected = (whole.payload, whole.condition) if number in mine else (None, None)
+        assert (row.payload, row.condition) == expected
+    with pytest.raises(ValueError, match="another rank's table"):
+        learner_group.fetch(replace(batch, rows=rows(mine)), [0, 1])
 
 
 @pytest.mark.ray
