@@ -47,4 +47,4 @@ class VaeDecoder:
 
     def describe(self) -> str:
         """What was loaded."""
-        return f"decoder: {pretrained.described(self._folder, self._vae)}"
+        return f"decoder: {pretrained.described(self._folder, self._vae, subfolder='vae')}"
