@@ -47,8 +47,8 @@ def variant(names: Iterable[str]) -> str | None:
         return None
     if len(found) > 1:
         raise Refused(
-            f"has only variants of its weights, {' and '.join(sorted(map(str, found)))}: which? "
-            "give a folder with one of them"
+            f"has its weights only as {' and '.join(sorted(map(str, found)))} variants; give a "
+            "folder with the one to read"
         )
     if not found and any(name.endswith(".gguf") for name in names):
         raise Refused(_quantized("GGUF"))
@@ -72,8 +72,6 @@ def check(folder: Path, kind: type) -> str | None:
     Raises Refused for weights that are not all there, pickled, quantized, or inside LoRA layers,
     and for several variants; ValueError for what else is not there.
     """
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder.name} is there")
     quantization = settings(folder / "config.json").get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -92,6 +90,8 @@ def check(folder: Path, kind: type) -> str | None:
 
 def settings(file: Path) -> dict[str, Any]:
     """What a JSON file of settings holds. Raises ValueError where it cannot be read."""
+    if not file.parent.is_dir():
+        raise ValueError(f"no folder {file.parent.name} is there")
     if not file.is_file():
         raise ValueError(f"has no {file.name}")
     try:

@@ -227,7 +227,7 @@ def test_the_color_model_is_loaded_with_the_scorer(mask2former, clip_folder, tmp
     scorer = load_scorer("geneval", settings, device=CPU)
     assert f"; colours by CLIPModel of {clip_folder}, " in scorer.describe()
     missing = tree.Scorer(path=mask2former, color_path=str(tmp_path))
-    message = r"^scorers\.geneval: color_path: model of .*: has no config\.json; give a folder as CLIPConfig\.save_pre"
+    message = r"^scorers\.geneval: color_path: model of .*: has no config\.json"
     with pytest.raises(ValueError, match=message):
         load_scorer("geneval", missing, device=CPU)
 
