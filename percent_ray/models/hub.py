@@ -41,11 +41,13 @@ def _downloaded(repo: str, subfolder: str, pick: Pick) -> Path:
             raise Refused(
                 f"{why}, not in the cache, and no folder of that name; set it to a folder"
             ) from None
+        if not (Path(cached) / subfolder).is_dir():
+            raise Refused(f"{why}, and the cache has no {subfolder} of it; set it to a folder")
         return Path(cached) / subfolder
     beside = [name for name in files if name.rpartition("/")[0] == subfolder]
     wanted = pick([name.rpartition("/")[2] for name in beside])
     if not wanted:
-        raise Refused(f"the hub's {repo} has none of its files; set another")
+        raise Refused(f"the hub's {repo} has no files of {subfolder or 'its own'}; set another")
     try:
         patterns = [f"{subfolder}/{name}".lstrip("/") for name in wanted]
         return Path(snapshot_download(repo, allow_patterns=patterns)) / subfolder
