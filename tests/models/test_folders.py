@@ -174,7 +174,7 @@ SMALL_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no scheduler": (
         "scheduler",
         lambda p: shutil.rmtree(p / "scheduler"),
-        r": has no scheduler_config\.json; give a folder as FlowMatchEuler",
+        r": no folder scheduler is there; give a folder as FlowMatchEuler",
     ),
     "no tokenizer": (
         "tokenizer",
