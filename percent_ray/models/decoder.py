@@ -50,4 +50,4 @@ class VaeDecoder:
 
     def describe(self) -> str:
         """What was loaded."""
-        return f"decoder: {pretrained.described(self._folder, self.vae)}"
+        return f"decoder: {pretrained.described(self._folder, self.vae, subfolder='vae')}"

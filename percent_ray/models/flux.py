@@ -124,6 +124,8 @@ def _text_pipeline(model: tree.Model, network: Any, scheduler: Any, device: torc
     from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
     parts = tower(model, CLIPTextModel, CLIPTokenizer, number="", device=device)
-    parts |= tower(model, T5EncoderModel, T5Tokenizer, number="_2", device=device)
+    t5 = T5EncoderModel, T5Tokenizer
+    instead = "FLUX reads its prompts by T5: set model.path to a folder that has it"
+    parts |= tower(model, *t5, number="_2", device=device, instead=instead)
     vae: Any = None
     return FluxPipeline(transformer=network, scheduler=scheduler, vae=vae, **parts)

@@ -1,31 +1,46 @@
 """Published weights, read whole or refused: a frozen model with a missing weight would train, and
 be trained on, without a word."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 
+from percent_ray.models import hub, weights
 from percent_ray.recipe.errors import first_line
-
-SHOWN = 3
-"""Weights that an error names; it counts the rest."""
+from percent_ray.recipe.paths import locate
 
 
-def load(kind: Any, folder: str, *, part: str, unused: Sequence[str] = (), **options: Any) -> Any:
-    """`kind.from_pretrained(folder)` of a diffusers or transformers class, in evaluation mode.
+def load(
+    kind: Any,
+    folder: str,
+    *,
+    part: str,
+    subfolder: str = "",
+    unused: Sequence[str] = (),
+    instead: str = "",
+    **options: Any,
+) -> Any:
+    """`kind.from_pretrained` of a diffusers or transformers class, in evaluation mode, from a
+    folder of this machine or a hub id.
 
     `part` names the model in errors; `unused` are beginnings of names that nothing here reads, so
-    that the weight may be missing or be left over. Raises ValueError, in one line, where the folder
-    cannot be read and where a weight is missing, unexpected or of another shape.
+    that the weight may be missing or be left over; `instead` is what else may be set than the
+    folder. A folder with one variant of its weights alone is read from that. Raises ValueError, in
+    one line, where the folder cannot be read and where a weight is missing, unexpected, quantized
+    or of another shape.
     """
-    with _in_one_line(f"{part} of {folder}"):
+    with _in_one_line(f"{part} of {folder}", instead or _whole(kind)):
+        place = hub.at_hand(folder, subfolder, weights.needed)
         model, info = kind.from_pretrained(
-            folder,
+            str(place),
+            variant=weights.check(place, kind),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            local_files_only=True,
             **options,
         )
     shapes = {
@@ -41,7 +56,7 @@ def load(kind: Any, folder: str, *, part: str, unused: Sequence[str] = (), **opt
         "of another shape": shapes.values(),
     }
     wrong = [
-        f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''})"
+        f"{len(names)} {what} ({weights.some(names)})"
         for what, keys in problems.items()
         if (names := sorted(key for key in keys if not key.startswith(tuple(unused))))
     ]
@@ -53,40 +68,62 @@ def load(kind: Any, folder: str, *, part: str, unused: Sequence[str] = (), **opt
     return model.eval()
 
 
-def tokenizer(kind: Any, folder: str, *, part: str, vocabulary: int, **options: Any) -> Any:
-    """`kind.from_pretrained(folder)` of a tokenizer whose text tower knows `vocabulary` tokens.
+def read(
+    kind: Any, folder: str, *, part: str, subfolder: str = "", file: str = "", instead: str = ""
+) -> Any:
+    """`kind.from_pretrained` of what has no weights: a config, a tokenizer, an image processor.
+
+    `file` is one without which transformers would take the class's defaults. Raises ValueError, in
+    one line, where it cannot be read.
+    """
+    with _in_one_line(f"{part} of {folder}", instead or _whole(kind)):
+        place = hub.at_hand(folder, subfolder, weights.small)
+        if not place.is_dir():
+            raise ValueError(f"no folder {place.name} is there")
+        if file:
+            weights.settings(place / file)
+        return kind.from_pretrained(str(place), local_files_only=True)
+
+
+def tokenizer(
+    kind: Any, folder: str, *, part: str, vocabulary: int, subfolder: str = "", instead: str = ""
+) -> Any:
+    """A tokenizer whose text tower knows `vocabulary` tokens.
 
     Without its files transformers makes an empty one, which reads every word as the same token.
     Raises ValueError, in one line, where it cannot be read or knows far other tokens.
     """
-    with _in_one_line(f"{part} of {folder}"):
-        read = kind.from_pretrained(folder, **options)
+    tokens = read(kind, folder, part=part, subfolder=subfolder, instead=instead)
     # T5's tower has a few rows more than its tokenizer has tokens, to fill a multiple of 128.
-    if not 0.9 * vocabulary <= len(read) <= vocabulary:
+    if not 0.9 * vocabulary <= len(tokens) <= vocabulary:
         raise ValueError(
-            f"{part} of {folder} knows {len(read)} tokens and the text tower {vocabulary}; "
+            f"{part} of {folder} knows {len(tokens)} tokens and the text tower {vocabulary}; "
             "give a folder with the tokenizer's files"
         )
-    return read
+    return tokens
 
 
-def config(kind: Any, folder: str, *, part: str, **options: Any) -> dict[str, Any]:
-    """`kind.load_config(folder)` of a diffusers class. Raises ValueError, in one line, where that
-    cannot be read."""
-    with _in_one_line(f"{part} of {folder}"):
-        return dict(kind.load_config(folder, **options))
+def config(kind: Any, folder: str, *, part: str, subfolder: str = "") -> dict[str, Any]:
+    """The settings of a diffusers class, with its defaults for those that the file has not. Raises
+    ValueError, in one line, where the file cannot be read."""
+    with _in_one_line(f"{part} of {folder}", _whole(kind)):
+        place = hub.at_hand(folder, subfolder, weights.small)
+        settings = weights.settings(place / kind.config_name)
+        known = inspect.signature(kind.__init__).parameters.values()
+        defaults = {p.name: p.default for p in known if p.default is not p.empty}
+        return defaults | settings
 
 
 def skeleton(kind: Any, folder: str, *, part: str, subfolder: str, dtype: Any) -> Any:
     """The same model on the meta device: every name and shape, and no weight. Raises ValueError, in
     one line, where its config cannot be read."""
-    import torch
-
-    with _in_one_line(f"{part} of {folder}"), torch.device("meta"):
+    with _in_one_line(f"{part} of {folder}", _whole(kind)), torch.device("meta"):
+        place = hub.at_hand(folder, subfolder, weights.small)
         if hasattr(kind, "load_config"):
-            model = kind.from_config(kind.load_config(folder, subfolder=subfolder))
+            model = kind.from_config(weights.settings(place / kind.config_name))
         else:
-            model = kind(kind.config_class.from_pretrained(folder, subfolder=subfolder))
+            config = kind.config_class.from_pretrained(str(place), local_files_only=True)
+            model = kind(config)
     return model.to(dtype).eval().requires_grad_(False)
 
 
@@ -95,19 +132,44 @@ def count(parameters: Iterable[Any]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def described(folder: str, model: Any) -> str:
+def described(folder: str, model: Any, *, subfolder: str = "") -> str:
     """A line for the start of a run: what was loaded, whole."""
     parameters = count(model.parameters())
-    return f"{type(model).__name__} of {folder}, {parameters:,} weights, none missing"
+    said = f"{type(model).__name__} of {folder}, {parameters:,} weights, none missing"
+    return said + variants(folder, [subfolder])
+
+
+def variants(folder: str, subfolders: Iterable[str]) -> str:
+    """Which of the models in the `subfolders` were read from a variant of their weights, as the end
+    of a line; empty where none was."""
+    found: dict[str, list[str]] = {}
+    for subfolder in subfolders:
+        place = hub.at_hand(locate(folder), subfolder, weights.needed)
+        name = weights.variant(file.name for file in place.iterdir())
+        if name is not None:
+            found.setdefault(name, []).append(subfolder)
+    return "".join(
+        f"; read from the {name} variant: {', '.join(parts)}".removesuffix(": ")
+        for name, parts in found.items()
+    )
 
 
 @contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    """What loaders raise for a file that is missing, cut short or no such file, as a ValueError."""
+def _in_one_line(what: str, instead: str) -> Iterator[None]:
+    """Whatever goes wrong with a folder as a ValueError that ends in what to set: `instead`, where
+    the error does not say it itself."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{what}: {first_line(error)}") from None
+    except (MemoryError, torch.OutOfMemoryError):  # no fault of the folder
+        raise
+    except weights.Refused as error:
+        raise ValueError(f"{what}: {error}") from None
+    except Exception as error:
+        raise ValueError(f"{what}: {first_line(error).rstrip('.')}; {instead}") from error
+
+
+def _whole(kind: Any) -> str:
+    return f"give a folder as {kind.__name__}.save_pretrained writes it"
 
 
 def _last(name: str) -> str:

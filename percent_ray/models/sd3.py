@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from percent_ray.models import decoder, trained
+from percent_ray.models import decoder, pretrained, trained
 from percent_ray.models.base import Condition
 from percent_ray.models.text import has, tower
 from percent_ray.recipe import tree
@@ -59,11 +59,21 @@ class StableDiffusion3(trained.Trained):
     pipeline = "StableDiffusion3Pipeline"
     transformer = "SD3Transformer2DModel"
 
+    def describe(self) -> str:
+        line = super().describe()
+        without = self._encoder is not None and self._encoder.text_encoder_3 is None
+        return f"{line}; without T5, whose part of a condition is zeros" if without else line
+
     def _text_tokens(self) -> int:
         """CLIP's, then T5's or as many zeros."""
         from transformers import CLIPTextConfig
 
-        clip = CLIPTextConfig.from_pretrained(self._model.folder, subfolder="text_encoder")
+        clip = pretrained.read(
+            CLIPTextConfig,
+            self._model.folder,
+            part="model.path: text_encoder",
+            subfolder="text_encoder",
+        )
         return clip.max_position_embeddings + self._model.max_sequence_length
 
     def _embed(self, texts: Sequence[str]) -> Condition:
@@ -113,7 +123,9 @@ def _text_pipeline(
     parts = tower(model, *clip, number="", device=device)
     parts |= tower(model, *clip, number="_2", device=device)
     if model.t5 and has(index, "text_encoder_3"):
-        parts |= tower(model, T5EncoderModel, T5Tokenizer, number="_3", device=device)
+        instead = "set model.t5 to false, or model.path to a folder that has it"
+        t5 = T5EncoderModel, T5Tokenizer
+        parts |= tower(model, *t5, number="_3", device=device, instead=instead)
     else:
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
     # Without T5 the pipeline reads the width of its zeros from the transformer.

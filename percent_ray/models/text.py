@@ -10,10 +10,17 @@ from percent_ray.recipe import tree
 
 
 def tower(
-    model: tree.Model, kind: Any, tokenizer: Any, *, number: str, device: torch.device
+    model: tree.Model,
+    kind: Any,
+    tokenizer: Any,
+    *,
+    number: str,
+    device: torch.device,
+    instead: str = "",
 ) -> dict[str, Any]:
     """A text tower of `model.path`, of the transformers class `kind`, frozen in `model.dtype`, and
-    its tokenizer, by their names in the pipeline: `number` is `""`, `_2` or `_3`.
+    its tokenizer, by their names in the pipeline: `number` is `""`, `_2` or `_3`. `instead` is what
+    else may be set where they cannot be read.
 
     Raises ValueError, in one line, for a missing weight and for a tokenizer of another tower.
     """
@@ -22,6 +29,7 @@ def tower(
         model.folder,
         part=f"model.path: text_encoder{number}",
         subfolder=f"text_encoder{number}",
+        instead=instead,
         dtype=getattr(torch, model.dtype),
     )
     tokens = pretrained.tokenizer(
@@ -30,6 +38,7 @@ def tower(
         part=f"model.path: tokenizer{number}",
         vocabulary=encoder.config.vocab_size,
         subfolder=f"tokenizer{number}",
+        instead=instead,
     )
     frozen = encoder.requires_grad_(False).to(device)
     return {f"text_encoder{number}": frozen, f"tokenizer{number}": tokens}

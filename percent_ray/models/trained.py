@@ -222,14 +222,21 @@ class Trained(ABC):
         whole = pretrained.count(self._network.parameters())
         dtype = str(next(iter(trained.values())).dtype).removeprefix("torch.")
         base = f"policy: {self.transformer} of {self._model.path}, "
+        read_from = self._variants()
         if not self._model.lora_rank:
-            return f"{base}{whole:,} weights, none missing, all trained in {dtype}"
+            return f"{base}{whole:,} weights, none missing, all trained in {dtype}{read_from}"
         return (
             f"{base}{whole - count:,} weights in {self._model.dtype}, none missing; LoRA rank "
             f"{self._model.lora_rank}, alpha {self._model.lora_alpha} on "
             f"{lora.adapted_layers(trained, self._model.lora_targets)}, {count:,} weights trained "
-            f"in {dtype}"
+            f"in {dtype}{read_from}"
         )
+
+    def _variants(self) -> str:
+        """Which of its parts were read from a variant of their weights."""
+        text = {} if self._encoder is None else self._encoder.components
+        encoders = [name for name, part in text.items() if name.startswith("text_encoder") and part]
+        return pretrained.variants(self._model.path, ["transformer", *encoders])
 
 
 def read(model: tree.Model, transformer: str, device: torch.device) -> Any:

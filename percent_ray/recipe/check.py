@@ -1,12 +1,13 @@
 """What has to fit together in a recipe, beyond the bounds of each key."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from percent_ray.flow import schedule
 from percent_ray.recipe.discover import FAMILIES, SCORERS
-from percent_ray.recipe.paths import DIFFUSERS, EVERY, locate, locate_prompts
+from percent_ray.recipe.paths import EVERY, locate, locate_pipeline, locate_prompts
 from percent_ray.recipe.section import METHODS
 
 if TYPE_CHECKING:
@@ -43,13 +44,18 @@ def _paths(recipe: "Recipe") -> Iterator[str]:
         path = getattr(recipe.data, field)
         if path and not locate_prompts(path).is_file():
             yield f"data.{field}: no file {locate_prompts(path)}"
-    places = [("model", recipe.model.path, DIFFUSERS)]
-    places += [(f"scorers.{name}", s.path, EVERY) for name, s in recipe.scorers.items() if s.path]
-    for field, path, takes in places:
+    places: list[tuple[str, str, Callable[[str], str]]] = [
+        ("model.path", recipe.model.path, locate_pipeline)
+    ]
+    for name, scorer in recipe.scorers.items():
+        places.append((f"scorers.{name}.path", scorer.path, partial(locate, takes=EVERY)))
+        places.append((f"scorers.{name}.color_path", scorer.color_path, locate))
+    for key, path, find in places:
         try:
-            locate(path, takes)
+            if path:
+                find(path)
         except ValueError as error:
-            yield f"{field}.path: {error}"
+            yield f"{key}: {error}"
 
 
 def _spaces(recipe: "Recipe") -> Iterator[str]:

@@ -126,7 +126,9 @@ def _unknown(key: str, *, method: str | None) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; of those whose words may be a mere key, the type too."""
-    line = next(iter(str(error).strip().splitlines()), "")
+    first, *rest = [*str(error).strip().splitlines(), ""][:2]
+    # Such as "Validation error for field 'x':".
+    line = f"{first} {''.join(rest).strip()}".strip() if first.endswith(":") else first
     if line and isinstance(error, ValueError | OSError):
         return line
     return f"{type(error).__name__}: {line}".removesuffix(": ")

@@ -237,7 +237,7 @@ def _locate(tree: Tree, folder: Path) -> None:
     for section, keys in [
         (_section(tree, "data"), ("prompts", "probe_prompts")),
         (_section(tree, "model"), ("path",)),
-        *((_section(scorers, name), ("path",)) for name in scorers),
+        *((_section(scorers, name), ("path", "color_path")) for name in scorers),
     ]:
         for key in keys:
             path = section.get(key)
@@ -245,7 +245,7 @@ def _locate(tree: Tree, folder: Path) -> None:
                 continue
             absolute = _absolute(path, folder)
             # `owner/name` is a hub id unless something of that name is there.
-            if key != "path" or path.startswith(".") or Path(absolute).exists():
+            if key not in ("path", "color_path") or path.startswith(".") or Path(absolute).exists():
                 section[key] = absolute
 
 

@@ -26,6 +26,21 @@ def locate(path: str, takes: Collection[Place] = DIFFUSERS) -> str:
     return found
 
 
+def locate_pipeline(path: str) -> str:
+    """`locate` of a diffusers pipeline.
+
+    A single file of one has no configs and no tokenizers, and diffusers looks for them on the hub:
+    that is for its owner to do once, not for every role of a run.
+    """
+    if _place(path)[0] == "weights file":
+        raise ValueError(
+            f"{path} is a single file; make a folder of it where the hub can be reached: python -c "
+            f'"import diffusers; diffusers.KIND.from_single_file({path!r}).save_pretrained'
+            "('FOLDER')\", where KIND is StableDiffusion3Pipeline or FluxPipeline, and give FOLDER"
+        )
+    return locate(path)
+
+
 def locate_prompts(path: str) -> Path:
     """The prompt file of `path`."""
     if path.startswith("shapes/"):

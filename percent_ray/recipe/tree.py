@@ -12,7 +12,7 @@ from percent_ray.flow import schedule
 from percent_ray.flow.sampler import Solver
 from percent_ray.objective import forward
 from percent_ray.objective.methods.flow_grpo import FlowGrpo
-from percent_ray.recipe.paths import locate
+from percent_ray.recipe.paths import locate_pipeline
 from percent_ray.recipe.section import AnyMethod, Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -72,7 +72,7 @@ class Model(Section):
 
     @property
     def folder(self) -> str:
-        return locate(self.path)
+        return locate_pipeline(self.path)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,6 +87,9 @@ class Scorer(Section):
     path: str = ""
     """Folder, hub id, shapes/NAME, or a weights file or URL where the kind takes one; the kind's
     own default where empty."""
+    color_path: str = ""
+    """geneval: folder or hub id of the CLIPModel that names colours in real pictures; OpenAI's
+    ViT-L/14 where empty."""
     weight: NonNegative = 0.0
     """Of its score in the reward; 0 when it only encodes or only reports."""
     batch_size: PositiveInt = 48

@@ -5,11 +5,14 @@ where left out the scorer's own name):
 
     load(path: str, *, device: torch.device) -> Scorer
 
+A kind that needs a second model takes `color_path: str` beside it, from the recipe's key.
+
 `path` is a folder, a hub id, a name of the embedded world such as `shapes/pickscore`, a weights
 file or a URL: the kind refuses what it does not take (`recipe.paths.locate`). Empty stands for the
 kind's own default.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,9 +144,13 @@ class Checked:
 
 def load_scorer(name: str, settings: tree.Scorer, *, device: torch.device) -> Checked:
     """The scorer `name` of a recipe. Raises ValueError that names it, in one line."""
-    module = SCORERS.module(settings.kind or name, key=f"scorers.{name}.kind")
+    kind = settings.kind or name
+    module = SCORERS.module(kind, key=f"scorers.{name}.kind")
+    second = {"color_path": settings.color_path} if settings.color_path else {}
+    if second.keys() - inspect.signature(module.load).parameters.keys():
+        raise ValueError(f"scorers.{name}.color_path: a {kind} names no colours; leave it empty")
     try:
-        scorer = module.load(settings.path, device=device)
+        scorer = module.load(settings.path, **second, device=device)
     except Exception as error:
         raise ValueError(f"scorers.{name}: {first_line(error)}") from error
     return Checked(name, scorer, batch_size=settings.batch_size)

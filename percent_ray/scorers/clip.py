@@ -1,6 +1,6 @@
 """CLIP score: the cosine of image and prompt. Its image tower is an encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt
 
 DEFAULT = "openai/clip-vit-large-patch14"
+CONFIG = "config.json"
 
 
 def load(path: str, *, device: torch.device) -> "Clip":
@@ -55,12 +56,14 @@ class Towers:
     def __init__(self, folder: str, *, processor: str, device: torch.device) -> None:
         from transformers import AutoImageProcessor, CLIPConfig, CLIPModel, CLIPTokenizer
 
-        text: Any = CLIPConfig.from_pretrained(folder).text_config
+        text: Any = pretrained.read(CLIPConfig, folder, part="model", file=CONFIG).text_config
         # The small files first: what is not there is told before a gigabyte is read.
         self._tokenizer = pretrained.tokenizer(
             CLIPTokenizer, processor, part="tokenizer", vocabulary=text.vocab_size
         )
-        self._image_processor: Any = AutoImageProcessor.from_pretrained(processor)
+        self._image_processor = pretrained.read(
+            AutoImageProcessor, processor, part="image processor"
+        )
         model = pretrained.load(CLIPModel, folder, part="model", dtype=torch.float32)
         self.description = pretrained.described(folder, model)
         self._model = model.requires_grad_(False).to(device)
@@ -73,10 +76,12 @@ class Towers:
         return self._model.logit_scale.exp().item()
 
     @torch.inference_mode()
-    def images(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
-        """Projected features, not normalised, on the model's device."""
+    def images(self, images: Iterable[UInt8[Tensor, "3 H W"]]) -> Float32[Tensor, "N D"]:
+        """Projected features of images of any sizes, not normalised, on the model's device."""
         inputs = self._image_processor(
-            images.to(self._device), return_tensors="pt", input_data_format="channels_first"
+            [image.to(self._device) for image in images],
+            return_tensors="pt",
+            input_data_format="channels_first",
         )
         return features(self._model.get_image_features(inputs.pixel_values)).float()
 

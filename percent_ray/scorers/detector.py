@@ -4,7 +4,7 @@ The published detector is an mmdet Swin-S Mask2Former; this is transformers' por
 with other weights, so that scores from it are to be reported as "GenEval-HF".
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from percent_ray.models import pretrained
+from percent_ray.scorers.clip import Towers
 
 THRESHOLD: Final = 0.3
 """Least confidence of a detection; GenEval's rules ask for more of a counting prompt."""
@@ -38,23 +39,20 @@ Detections = dict[str, list[dict[str, Any]]]
 """{class: [{"box": [x0, y0, x1, y1], "score": float, "color": str}]} for every class that the
 detector knows; "color" only where the prompt asks for one."""
 
+NameColors = Callable[[Sequence[UInt8[Tensor, "3 h w"]], str], list[str]]
+"""The colour of each crop of an object of a class."""
+
 
 class Mask2Former:
-    """A Mask2FormerForUniversalSegmentation of COCO instances, folder or hub id.
+    """A Mask2FormerForUniversalSegmentation of COCO instances, folder or hub id, with a namer of
+    the colours that a prompt asks for."""
 
-    `load_namer` is called once, when the first prompt asks for a colour.
-    """
-
-    def __init__(
-        self,
-        folder: str,
-        *,
-        device: torch.device,
-        load_namer: Callable[[torch.device], "ColorNamer"] | None = None,
-    ) -> None:
+    def __init__(self, folder: str, *, name_colors: NameColors, device: torch.device) -> None:
         from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
-        self._processor: Any = AutoImageProcessor.from_pretrained(folder)
+        self._processor = pretrained.read(
+            AutoImageProcessor, folder, part="detector's image processor"
+        )
         model = pretrained.load(
             Mask2FormerForUniversalSegmentation,
             folder,
@@ -67,8 +65,7 @@ class Mask2Former:
         labels: Mapping[int, str] = model.config.id2label
         self._names = {number: COCO_TO_GENEVAL.get(name, name) for number, name in labels.items()}
         self._device = device
-        self._load_namer = load_namer or load_color_namer
-        self._namer: ColorNamer | None = None
+        self._name_colors = name_colors
 
     @torch.inference_mode()
     def __call__(
@@ -107,51 +104,33 @@ class Mask2Former:
                 crop(image, mask, entry["box"])
                 for entry, mask in zip(chosen, masks[name], strict=False)
             ]
-            self._namer = self._namer or self._load_namer(self._device)
-            for entry, color in zip(chosen, self._namer(crops, name), strict=True):
+            for entry, color in zip(chosen, self._name_colors(crops, name), strict=True):
                 entry["color"] = color
         return detections
 
 
 class ColorNamer:
-    """Zero-shot classifier of an object's colour on an open_clip model."""
+    """Zero-shot classifier of an object's colour on CLIP's towers; OpenAI's ViT-L/14 in GenEval."""
 
-    def __init__(self, model: Any, transform: Any, tokenizer: Any, *, device: torch.device) -> None:
-        self._model = model
-        self._transform = transform
-        self._tokenizer = tokenizer
-        self._device = device
+    def __init__(self, towers: Towers) -> None:
+        self.description = towers.description
+        self._towers = towers
         self._classifiers: dict[str, Tensor] = {}
 
-    @torch.inference_mode()
-    def __call__(self, crops: Iterable[UInt8[Tensor, "3 h w"]], name: str) -> list[str]:
+    def __call__(self, crops: Sequence[UInt8[Tensor, "3 h w"]], name: str) -> list[str]:
         """The colour of each crop of an object called `name`."""
-        from torchvision.transforms.functional import to_pil_image
-
-        pixels = torch.stack([self._transform(to_pil_image(crop.cpu())) for crop in crops])
-        features = self._model.encode_image(pixels.to(self._device), normalize=True)
-        return [COLORS[best] for best in (features @ self._classifier(name).T).argmax(1).tolist()]
+        # Cosines but for the length of each crop's features, which the best one does not depend on.
+        alike = self._towers.images(crops) @ self._classifier(name).T
+        return [COLORS[best] for best in alike.argmax(1).tolist()]
 
     def _classifier(self, name: str) -> Tensor:
         """float32 [colours, D]: the normalised mean over templates of normalised embeddings."""
         if name not in self._classifiers:
             texts = [t.format(color=color, name=name) for color in COLORS for t in TEMPLATES]
-            tokens = self._tokenizer(texts).to(self._device)
-            each = self._model.encode_text(tokens, normalize=True)
+            each = torch.nn.functional.normalize(self._towers.texts(texts), dim=-1)
             mean = each.unflatten(0, (len(COLORS), len(TEMPLATES))).mean(1)
             self._classifiers[name] = torch.nn.functional.normalize(mean, dim=-1)
         return self._classifiers[name]
-
-
-def load_color_namer(device: torch.device) -> ColorNamer:
-    """OpenAI's ViT-L/14. Its weights need QuickGELU, which the plain model name does not have."""
-    import open_clip
-
-    name = "ViT-L-14-quickgelu"
-    model, _, transform = open_clip.create_model_and_transforms(
-        name, pretrained="openai", device=device
-    )
-    return ColorNamer(model.eval(), transform, open_clip.get_tokenizer(name), device=device)
 
 
 def box_of(mask: Bool[Tensor, "H W"]) -> list[float]:

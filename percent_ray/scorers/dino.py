@@ -1,4 +1,4 @@
-"""DINOv2, or any ViT of transformers: an image encoder that judges nothing."""
+"""DINOv2, or any image model of transformers: an image encoder that judges nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,26 +15,49 @@ from percent_ray.types import Prompt
 DEFAULT = "facebook/dinov2-base"
 
 
+CLASS_TOKENS = ("cls_token", "class_embedding")
+"""Weights of the class token that a ViT puts before its patches."""
+
+
 def load(path: str, *, device: torch.device) -> "Dino":
     """The model of `path` (folder, hub id or shapes/NAME; DINOv2 base where empty)."""
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     folder = locate(path or DEFAULT)
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = pretrained.read(AutoImageProcessor, folder, part="image processor")
+    with torch.device("meta"):
+        empty = AutoModel.from_config(
+            pretrained.read(AutoConfig, folder, part="model", file="config.json")
+        )
+    if hasattr(empty, "get_image_features"):
+        raise ValueError(
+            f"model of {folder}: a {type(empty).__name__} reads pictures and texts; give a folder "
+            "of its vision model alone, or set the scorer's kind to clip where it is a CLIPModel"
+        )
+    names = [name.rpartition(".")[2] for name, _ in empty.named_parameters()]
+    has_class_token = any(name in CLASS_TOKENS for name in names)
     # The class token is read before any pooler; DINO v1 was published without one.
-    unused = ("pooler.",)
+    unused = ("pooler.",) if has_class_token else ()
     model = pretrained.load(AutoModel, folder, part="model", unused=unused, dtype=torch.float32)
-    description = pretrained.described(folder, model)
-    return Dino(model.requires_grad_(False).to(device), processor, description)
+    features = "class token" if has_class_token else "pooled by its own pooler"
+    return Dino(
+        model.requires_grad_(False).to(device),
+        processor,
+        f"{pretrained.described(folder, model)}; features: {features}",
+        has_class_token=has_class_token,
+    )
 
 
 class Dino:
     """A `Scorer` (scorers/base.py) that only encodes."""
 
-    def __init__(self, model: Any, processor: Any, description: str) -> None:
+    def __init__(
+        self, model: Any, processor: Any, description: str, *, has_class_token: bool
+    ) -> None:
         self._model = model
         self._processor = processor
         self._description = description
+        self._has_class_token = has_class_token
 
     def score(
         self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
@@ -48,11 +71,20 @@ class Dino:
 
     @torch.inference_mode()
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
-        """The class token after the last layer norm, on the CPU."""
+        """The class token after the last layer norm; of a model without one, such as SigLIP's, what
+        its own pooler makes of the patches. On the CPU."""
         inputs = self._processor(
             images.to(self._model.device), return_tensors="pt", input_data_format="channels_first"
         )
-        return self._model(inputs.pixel_values).last_hidden_state[:, 0].float().cpu()
+        output = self._model(inputs.pixel_values)
+        if self._has_class_token:
+            return output.last_hidden_state[:, 0].float().cpu()
+        pooled = getattr(output, "pooler_output", None)
+        if pooled is None:
+            raise ValueError(
+                f"a {type(self._model).__name__} has no class token and no pooler; give another"
+            )
+        return pooled.flatten(1).float().cpu()
 
     def describe(self) -> str:
         """What was loaded."""

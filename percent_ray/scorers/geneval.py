@@ -129,20 +129,32 @@ Detector = Callable[[UInt8[Tensor, "N 3 H W"], Sequence[Metadata]], list[Detecti
 """Objects of N images, with an entry for every class that it knows."""
 
 
-def load(path: str, *, device: torch.device) -> "GenEval":
+def load(path: str, *, color_path: str = "", device: torch.device) -> "GenEval":
     """The embedded world's detector where `path` is empty; else the Mask2Former of a folder or hub
-    id, such as facebook/mask2former-swin-small-coco-instance."""
+    id, such as facebook/mask2former-swin-small-coco-instance, and the CLIPModel of `color_path`
+    that names colours (folder or hub id; OpenAI's ViT-L/14 where empty)."""
     if not path:
         from percent_ray.shapes.detect import detect
 
+        if color_path:
+            raise ValueError("color_path is for a detector of real pictures; set path, too")
         return GenEval(
             lambda images, _: [detect(image) for image in images], "GenEval's rules on shapes"
         )
-    from percent_ray.scorers.detector import Mask2Former
+    from percent_ray.scorers import clip
+    from percent_ray.scorers.detector import ColorNamer, Mask2Former
 
-    folder = locate(path)
-    detector = Mask2Former(folder, device=device)
-    return GenEval(detector, f"GenEval's rules; {detector.description}")
+    # Both are loaded here: a colour model that is missed later would fail every prompt with a
+    # colour, and the run would train on the others alone.
+    folder, colors = locate(path), locate(color_path or clip.DEFAULT)
+    try:
+        namer = ColorNamer(clip.Towers(colors, processor=colors, device=device))
+    except ValueError as error:
+        raise ValueError(f"color_path: {error}") from error
+    detector = Mask2Former(folder, name_colors=namer, device=device)
+    return GenEval(
+        detector, f"GenEval's rules; {detector.description}; colours by {namer.description}"
+    )
 
 
 class GenEval:

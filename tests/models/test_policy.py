@@ -314,6 +314,7 @@ def test_a_damaged_pipeline_is_one_line(kind, where, tmp_path, part, damage):
 
 def test_a_part_without_its_tokenizer_is_refused(kind, where, tmp_path):
     shutil.copytree(where, tmp_path / "model")
-    shutil.rmtree(tmp_path / "model" / "tokenizer")
+    for file in (tmp_path / "model" / "tokenizer").iterdir():
+        file.unlink()
     with pytest.raises(ValueError, match=r"^model\.path: tokenizer of .* knows 2 tokens and the"):
         kind.policy(tmp_path / "model")

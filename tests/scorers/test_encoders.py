@@ -134,3 +134,45 @@ def test_dino_is_the_class_token_after_the_norm(dino_folder, images):
 def test_dino_does_not_score(dino_folder, images):
     with pytest.raises(ValueError, match="only encodes"):
         dino.load(dino_folder, device=CPU).score(images, PROMPTS)
+
+
+def siglip(folder, *, head=True):
+    """A random tiny SiglipVisionModel, which pools its patches and has no class token."""
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "image_size": 16, "patch_size": 8}
+    config = SiglipVisionConfig(
+        **sizes, num_hidden_layers=2, num_attention_heads=2, vision_use_head=head
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        SiglipVisionModel(config).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_model_without_a_class_token_is_pooled_as_its_own_class_does(
+    tmp_path, dino_folder, images
+):
+    from transformers import AutoImageProcessor, SiglipVisionModel
+
+    folder = siglip(tmp_path)
+    pixels = AutoImageProcessor.from_pretrained(folder)(pictures(images), return_tensors="pt")
+    with torch.no_grad():
+        output = SiglipVisionModel.from_pretrained(folder)(pixels.pixel_values)
+    scorer = dino.load(folder, device=CPU)
+    features = scorer.encode(images)
+    torch.testing.assert_close(features, output.pooler_output, rtol=1e-3, atol=1e-3)
+    assert (features - output.last_hidden_state[:, 0]).abs().max() > 0.1
+    assert scorer.describe().endswith("; features: pooled by its own pooler")
+    assert dino.load(dino_folder, device=CPU).describe().endswith("; features: class token")
+
+
+def test_a_model_without_class_token_and_pooler_is_refused(tmp_path, images):
+    with pytest.raises(ValueError, match=r"a SiglipVisionModel has no class token and no pooler"):
+        dino.load(siglip(tmp_path, head=False), device=CPU).encode(images)
+
+
+def test_a_model_of_pictures_and_texts_is_no_dino(clip_folder):
+    with pytest.raises(ValueError, match=r"a CLIPModel reads pictures and texts; give a folder of"):
+        dino.load(clip_folder, device=CPU)

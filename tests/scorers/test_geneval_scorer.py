@@ -1,14 +1,17 @@
 """GenEval as a scorer: on the embedded world's detector and on a random tiny Mask2Former."""
 
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from percent_ray.recipe import tree
 from percent_ray.scorers import detector, geneval
+from percent_ray.scorers.base import load_scorer
+from percent_ray.scorers.clip import Towers
 from percent_ray.types import Prompt
 
 CPU = torch.device("cpu")
@@ -102,11 +105,12 @@ def test_a_mask2former_file_of_the_conversion_script_is_whole(mask2former, tmp_p
     block = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self"
     weights[f"{block}.relative_position_index"] = torch.zeros(4, 4, dtype=torch.int64)
     save_file(weights, file, metadata={"format": "pt"})
-    detector.Mask2Former(str(tmp_path / "published"), device=CPU)
+    load = partial(detector.Mask2Former, name_colors=lambda crops, name: [], device=CPU)
+    load(str(tmp_path / "published"))
     weights["model.transformer_module.more.weight"] = torch.zeros(3)
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"detector of .*: 1 unexpected \(model\.transformer_mod"):
-        detector.Mask2Former(str(tmp_path / "published"), device=CPU)
+        load(str(tmp_path / "published"))
 
 
 def pictures(number):
@@ -123,11 +127,11 @@ def test_mask2former_folder_detects(mask2former, monkeypatch):
     monkeypatch.setattr(detector, "THRESHOLD", 0.0)
     named = []
 
-    def load_namer(device):
-        named.append(device)
-        return lambda crops, name: ["red" for _ in crops]
+    def name_colors(crops, name):
+        named.append(name)
+        return ["red" for _ in crops]
 
-    model = detector.Mask2Former(mask2former, device=CPU, load_namer=load_namer)
+    model = detector.Mask2Former(mask2former, name_colors=name_colors, device=CPU)
     plain = model(pictures(2), [record()] * 2)
     assert not named
     boxes = [entry for found in plain for name in found for entry in found[name]]
@@ -143,16 +147,16 @@ def test_mask2former_folder_detects(mask2former, monkeypatch):
         assert 0 <= y0 < y1 <= 48
         assert "color" not in entry
     colored = model(pictures(2), [record(color="red")] * 2)
-    assert named == [CPU]
+    assert set(named) == {"dog"}
     assert all("color" not in entry for found in colored for entry in found["computer mouse"])
     dogs = [entry for found in colored for entry in found["dog"]]
     assert [d["color"] for d in dogs] == ["red"] * len(dogs)
     assert [d["box"] for d in dogs] == [d["box"] for found in plain for d in found["dog"]]
 
 
-def test_mask2former_without_detections_scores_zero(mask2former, monkeypatch):
+def test_mask2former_without_detections_scores_zero(mask2former, clip_folder, monkeypatch):
     monkeypatch.setattr(detector, "THRESHOLD", 1.1)
-    scorer = geneval.load(mask2former, device=CPU)
+    scorer = geneval.load(mask2former, color_path=clip_folder, device=CPU)
     assert scorer.score(pictures(1), [Prompt("a dog", record())]).tolist() == [0.0]
 
 
@@ -168,49 +172,69 @@ def test_masks_become_boxes_and_crops_on_grey():
 
 
 def test_color_namer_averages_normalised_templates():
-    """A fake whose embedding of a text or a picture is its colour's axis, at any length."""
+    """Towers that embed a text or a picture as its colour's axis, at any length."""
     axis = torch.eye(len(detector.COLORS))
 
-    def embed(texts):
-        rows = [next(i for i, c in enumerate(detector.COLORS) if f" {c}" in t) for t in texts.texts]
-        return axis[rows]
-
-    model = SimpleNamespace(
-        encode_text=lambda tokens, normalize: embed(tokens),
-        encode_image=lambda pixels, normalize: axis[pixels[:, 0, 0, 0].long()],
-    )
-
-    def tokenizer(texts):
-        assert texts[:3] == [
+    def texts(given):
+        assert given[:3] == [
             "a photo of a red dog",
             "a photo of a red-colored dog",
             "a photo of a red object",
         ]
-        tokens = SimpleNamespace(texts=texts)
-        tokens.to = lambda device: tokens
-        return tokens
+        rows = [next(i for i, c in enumerate(detector.COLORS) if f" {c}" in t) for t in given]
+        return axis[rows] * torch.arange(1, len(rows) + 1)[:, None]
 
-    namer = detector.ColorNamer(
-        model, lambda picture: torch.tensor(np.asarray(picture)), tokenizer, device=CPU
-    )
+    def images(crops):
+        return torch.stack([7 * axis[int(crop[0, 0, 0])] for crop in crops])
+
+    towers = SimpleNamespace(description="", texts=texts, images=images)
+    namer = detector.ColorNamer(towers)
     crops = [torch.full((3, 2, 2), index, dtype=torch.uint8) for index in (4, 9)]
     assert namer(crops, "dog") == ["blue", "white"]
 
 
-def test_color_namer_on_a_random_open_clip():
-    import open_clip
-    from open_clip.transform import image_transform
+def test_color_namer_is_clips_zero_shot_classifier(clip_folder):
+    """On transformers' own classes, for crops of several sizes."""
+    from transformers import CLIPModel, CLIPProcessor
 
-    sizes = {"layers": 1, "width": 16}
-    model = open_clip.CLIP(
-        embed_dim=8,
-        vision_cfg=open_clip.CLIPVisionCfg(**sizes, head_width=8, patch_size=8, image_size=16),
-        text_cfg=open_clip.CLIPTextCfg(**sizes, heads=2),
-    ).eval()
-    transform = image_transform(16, is_train=False)
-    namer = detector.ColorNamer(
-        model, transform, open_clip.get_tokenizer("ViT-L-14-quickgelu"), device=CPU
-    )
-    names = namer(list(pictures(3)), "computer mouse")
-    assert len(names) == 3
-    assert set(names) <= set(detector.COLORS)
+    colors = [(0, 0, 0), (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
+    crops = [*pictures(2), *(square(c)[:, 4 : 24 + n] for n, c in enumerate(colors))]
+    model, processor = (c.from_pretrained(clip_folder) for c in (CLIPModel, CLIPProcessor))
+    texts = [
+        t.format(color=color, name="cup") for color in detector.COLORS for t in detector.TEMPLATES
+    ]
+    with torch.no_grad():
+        tokens = processor.tokenizer(texts, padding="max_length", truncation=True, max_length=16)
+        ids, mask = (torch.tensor(tokens[k]) for k in ("input_ids", "attention_mask"))
+        each = model.get_text_features(ids, attention_mask=mask).pooler_output
+        each = each / each.norm(dim=1, keepdim=True)
+        classifier = each.view(10, 3, -1).mean(1)
+        classifier = classifier / classifier.norm(dim=1, keepdim=True)
+        pixels = torch.cat(
+            [processor.image_processor(c, return_tensors="pt").pixel_values for c in crops]
+        )
+        features = model.get_image_features(pixels).pooler_output
+    towers = Towers(clip_folder, processor=clip_folder, device=CPU)
+    namer = detector.ColorNamer(towers)
+    torch.testing.assert_close(namer._classifier("cup"), classifier, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(towers.images(crops), features, rtol=1e-4, atol=1e-6)
+    best = (features @ classifier.T).argmax(1)
+    assert namer(crops, "cup") == [detector.COLORS[i] for i in best]
+
+
+def test_the_color_model_is_loaded_with_the_scorer(mask2former, clip_folder, tmp_path):
+    settings = tree.Scorer(path=mask2former, color_path=clip_folder)
+    scorer = load_scorer("geneval", settings, device=CPU)
+    assert f"; colours by CLIPModel of {clip_folder}, " in scorer.describe()
+    missing = tree.Scorer(path=mask2former, color_path=str(tmp_path))
+    message = r"^scorers\.geneval: color_path: model of .*: has no config\.json"
+    with pytest.raises(ValueError, match=message):
+        load_scorer("geneval", missing, device=CPU)
+
+
+def test_a_color_path_without_use_is_refused(clip_folder):
+    with pytest.raises(ValueError, match=r"^scorers\.geneval: color_path is for .*; set path, too"):
+        load_scorer("geneval", tree.Scorer(color_path=clip_folder), device=CPU)
+    message = r"^scorers\.mine\.color_path: a clip names no colours; leave it empty$"
+    with pytest.raises(ValueError, match=message):
+        load_scorer("mine", tree.Scorer(kind="clip", color_path=clip_folder), device=CPU)
