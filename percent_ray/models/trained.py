@@ -234,6 +234,8 @@ class Trained(ABC):
 
     def _variants(self) -> str:
         """Which of its parts were read from a variant of their weights."""
+        if self._device.type == "meta":
+            return ""
         text = {} if self._encoder is None else self._encoder.components
         encoders = [name for name, part in text.items() if name.startswith("text_encoder") and part]
         return pretrained.variants(self._model.path, ["transformer", *encoders])

@@ -27,7 +27,6 @@ from percent_ray.runtime import placement
 from percent_ray.types import Prompt
 
 GIB = 2**30
-CLIP_TOKENS = 77
 
 
 def show(recipe: Recipe, *, measure: bool, images_per_hour: float | None, tflops: float) -> None:

@@ -165,6 +165,9 @@ def test_invariant_7_fails_for_a_policy_that_breaks_it(world, tmp_path, monkeypa
         honest = getattr(Transition, wrong)
         monkeypatch.setattr(Transition, wrong, lambda step, x: honest(louder(step), x))
     recipe = worlds.recipe(world, tmp_path, backend="local")
+    # Drawn log-probs of another std are refused before the first update.
+    replayed = recipe.objective.model_copy(update={"old_log_prob": "replayed"})
+    recipe = recipe.model_copy(update={"objective": replayed})
     roles = Local(recipe, first=worlds.first(recipe))
     with pytest.raises(AssertionError):
         assert_entropy_is_the_schedules(recipe, roles)
