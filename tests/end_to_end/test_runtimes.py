@@ -179,13 +179,13 @@ def louder(step: Transition) -> Transition:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("process", ["reverse", "forward"])
-def test_invariant_9_the_ray_runtime_gives_the_local_numbers(world, tmp_path, ray_cluster, process):
+@pytest.mark.parametrize("what", ["reverse", "forward", "flux"])
+def test_invariant_9_the_ray_runtime_gives_the_local_numbers(world, tmp_path, ray_cluster, what):
     from percent_ray.runtime.cluster import Cluster
 
     recipe = worlds.recipe(world, tmp_path)
-    if process == "forward":
-        recipe = worlds.forward(recipe)
+    if what != "reverse":
+        recipe = getattr(worlds, what)(recipe)
 
     async def on_ray() -> FakeObserver:
         roles = await Cluster.start(

@@ -26,8 +26,9 @@ THIRD = Role(cpus=0.3, gpus=0)
 
 
 def build(folder: Path) -> Path:
-    """A folder with `sd3`, `clip` and `prompts.txt`."""
+    """A folder with `sd3`, `flux`, `clip` and `prompts.txt`."""
     tiny.build_sd3(folder / "sd3")
+    tiny.build_flux(folder / "flux")
     tiny.build_clip(folder / "clip")
     (folder / "prompts.txt").write_text("red circle\nblue square\ngreen cross\n")
     return folder
@@ -65,6 +66,15 @@ def forward(recipe: Recipe) -> Recipe:
     fields["method"] = {"name": "marginal_pec", "image_spaces": ["clip"]}
     fields["learner"] |= {"process": "forward", "old": {"first": 0.3, "most": 0.3}}
     fields["forward"] |= {"times": 2}
+    return Recipe.model_validate(fields)
+
+
+def flux(recipe: Recipe) -> Recipe:
+    """The same of a FLUX pipeline, at a resolution that is no square."""
+    fields = recipe.model_dump()
+    folder = Path(recipe.model.path).parent / "flux"
+    fields["model"] |= {"family": "flux", "path": str(folder), "t5": True, "resolution": (12, 16)}
+    fields["model"] |= {"true_cfg": 1.5, "lora_targets": tiny.TARGETS}
     return Recipe.model_validate(fields)
 
 

@@ -92,7 +92,7 @@ def test_on_the_meta_device_a_model_has_every_shape_and_no_weight(kind, where):
     settings = kind.settings(where, lora_rank=4)
     skeleton = family(kind.name).load_policy(settings, seed=0, device=meta, text=False)
     policy = kind.policy(where, lora_rank=4)
-    assert skeleton.describe() == policy.describe()
+    assert policy.describe().startswith(skeleton.describe())
     for made, wanted in zip(
         skeleton.module.state_dict().items(), policy.module.state_dict().items(), strict=True
     ):
