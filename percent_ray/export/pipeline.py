@@ -49,12 +49,15 @@ def write(source: Source, folder: Path) -> Merged:
     for text in base.glob("LICENSE*"):
         shutil.copyfile(text, folder / text.name)
     for part in _parts(index):
-        if not (base / part).is_dir():
+        present = base / part
+        if not present.is_dir():
             raise ValueError(f"model.path: {part} of {base} is not there; give the whole pipeline")
+        if (present / "config.json").is_file() and not any(present.glob("*.safetensors")):
+            raise ValueError(f"model.path: {part} of {base} has no safetensors; give one that has")
         if part != "transformer":
             # Copies what a link leads to: a hub's cache is made of links.
             ignored = shutil.ignore_patterns(*OTHER_FORMATS)
-            shutil.copytree(base / part, folder / part, ignore=ignored)
+            shutil.copytree(present, folder / part, ignore=ignored)
     return _transformer(source, base / "transformer", folder / "transformer")
 
 
