@@ -49,7 +49,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--raw", dest="average", action="store_false", help="the trained weights in its place"
     )
     parser.add_argument("--step", type=int, metavar="N", help="of the checkpoint; the newest")
-    parser.add_argument("--format", choices=("diffusers", "comfyui"), default="diffusers")
+    parser.add_argument(
+        "--format",
+        choices=("diffusers", "comfyui"),
+        default="diffusers",
+        help="of the LoRA; a pipeline is diffusers'",
+    )
     return parser.parse_args(argv)
 
 

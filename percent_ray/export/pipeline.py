@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class Merged:
     changed: int
     """Weights that training has changed, of `weights`."""
     weights: int
+    left_out: tuple[str, ...]
+    """Parts that the base pipeline has and the run did without."""
     dtypes: tuple[torch.dtype, ...]
     """Of the files, the base model's."""
     lost: float
@@ -43,8 +45,8 @@ def write(source: Source, folder: Path) -> Merged:
     """
     base = _base(source.model.folder)
     index = json.loads((base / INDEX).read_text())
-    if not source.model.t5:
-        index |= {name: [None, None] for name in T5 if name in index}
+    left_out = () if source.model.t5 else tuple(name for name in T5 if name in _parts(index))
+    index |= {name: [None, None] for name in left_out}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     for text in base.glob("LICENSE*"):
         shutil.copyfile(text, folder / text.name)
@@ -58,7 +60,8 @@ def write(source: Source, folder: Path) -> Merged:
             # Copies what a link leads to: a hub's cache is made of links.
             ignored = shutil.ignore_patterns(*OTHER_FORMATS)
             shutil.copytree(present, folder / part, ignore=ignored)
-    return _transformer(source, base / "transformer", folder / "transformer")
+    changes = _transformer(source, base / "transformer", folder / "transformer")
+    return changes.summary(base, left_out)
 
 
 def _base(path: str) -> Path:
@@ -74,13 +77,11 @@ def _base(path: str) -> Path:
         raise ValueError(f"model.path: {path} is neither cached nor can be had: {reason}") from None
 
 
-def _parts(index: Mapping[str, Any]) -> Iterator[str]:
-    for name, entry in index.items():
-        if isinstance(entry, list) and entry[0] is not None:
-            yield name
+def _parts(index: Mapping[str, Any]) -> list[str]:
+    return [n for n, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
 
 
-def _transformer(source: Source, base: Path, folder: Path) -> Merged:
+def _transformer(source: Source, base: Path, folder: Path) -> "_Changes":
     """File by file, so that no more than one is in memory."""
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
@@ -97,7 +98,7 @@ def _transformer(source: Source, base: Path, folder: Path) -> Merged:
             before = load_file(path)
         weights = {name: changes(name, weight) for name, weight in before.items()}
         save_file(weights, folder / path.name, metadata=header)
-    return changes.summary(base)
+    return changes
 
 
 def _files(base: Path) -> list[Path]:
@@ -137,7 +138,7 @@ class _Changes:
         if wanted is None:
             return weight
         rounded = wanted.to(weight.dtype)
-        self._changed += 1
+        self._changed += not torch.equal(wanted, weight.float())
         self._dtypes.add(weight.dtype)
         self._gained += float((wanted - weight.float()).square().sum(dtype=torch.float64))
         self._lost += float((rounded.float() - wanted).square().sum(dtype=torch.float64))
@@ -165,16 +166,17 @@ class _Changes:
         self._unused.discard(name)
         return trained.float()
 
-    def summary(self, base: Path) -> Merged:
+    def summary(self, base: Path, left_out: tuple[str, ...]) -> Merged:
         """Raises ValueError where a trained weight has no place in the base model."""
         if self._unused:
             raise ValueError(
-                f"model.path: transformer of {base.parent} has no place for {len(self._unused)} of "
+                f"model.path: transformer of {base} has no place for {len(self._unused)} of "
                 f"{len(self._trained)} trained weights ({min(self._unused)}); give the pipeline "
                 "that was trained"
             )
         lost = (self._lost / self._gained) ** 0.5 if self._gained else 0.0
-        return Merged(self._changed, self._seen, tuple(sorted(self._dtypes, key=str)), lost)
+        dtypes = tuple(sorted(self._dtypes, key=str))
+        return Merged(self._changed, self._seen, left_out, dtypes, lost)
 
 
 def _other(name: str, trained: Any, base: Any) -> str:

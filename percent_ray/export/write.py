@@ -1,6 +1,7 @@
 """One export from a checkpoint to a folder, and the words that say what is in it."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,13 @@ def export(source: Source, folder: Path, *, merged: bool, form: Format) -> list[
 def _described(source: Source) -> list[str]:
     which = "EMA" if source.average else "trained"
     what = f"LoRA of rank {source.model.lora_rank}" if source.model.lora_rank else "every weight"
-    return [f"{source.run}, step {source.step}: {what}, the {which} weights"]
+    said = [f"{source.run}, step {source.step}: {what}, the {which} weights"]
+    if source.model.lora_rank and not any(
+        weight.any() for name, weight in source.weights.items() if ".lora_B." in name
+    ):
+        hint = ": it moves every learner.ema_every optimizer steps; see --raw"
+        said.append(f"it changes nothing yet, its B are all 0{hint if source.average else ''}")
+    return said
 
 
 def _merged(source: Source, merged: pipeline.Merged) -> Iterator[str]:
@@ -56,8 +63,8 @@ def _merged(source: Source, merged: pipeline.Merged) -> Iterator[str]:
     if merged.lost > 1e-4:
         line += f"; rounding to it takes or adds {merged.lost:.1%} of the change"
     yield line
-    if source.model.family == "sd3" and not source.model.t5:
-        yield "without T5, as in training: text_encoder_3 and tokenizer_3 are not there"
+    if merged.left_out:
+        yield f"left out, as in training (model.t5 false): {', '.join(merged.left_out)}"
 
 
 def _place(source: Source) -> str:
@@ -94,7 +101,7 @@ def _pipeline_lines(source: Source, base: str, weights: str | None) -> list[str]
 
 def _comfyui_lines(path: Path) -> list[str]:
     return [
-        f"cp {path} ComfyUI/models/loras/",
+        f"cp {shlex.quote(str(path))} ComfyUI/models/loras/",
         f"node Load LoRA (Model): lora_name {path.name}, strength_model 1.0",
     ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from jobs import export as job
@@ -251,6 +252,43 @@ def test_files_and_dtypes_of_the_base_are_kept_and_rounding_is_said(
         torch.testing.assert_close(
             weight.float(), expected[name], rtol=tolerance, atol=tolerance / 10
         )
+
+
+def test_what_the_run_did_without_is_left_out_and_said(whole, tmp_path, monkeypatch, capsys):
+    path = tiny.build_sd3(tmp_path / "base", t5=True)
+    for t5, absent in ((False, True), (True, False)):
+        run = with_model(whole, tmp_path / f"run-{t5}", path=path, t5=t5)
+        main(monkeypatch, run, "--to", tmp_path / f"made-{t5}")
+        made, output = tmp_path / f"made-{t5}", capsys.readouterr().out
+        assert ("left out, as in training (model.t5 false): text_encoder_3" in output) == absent
+        assert ("text_encoder_3=None" in output) == absent
+        assert (made / "text_encoder_3").exists() != absent
+        index = json.loads((made / "model_index.json").read_text())
+        assert (index["tokenizer_3"] == [None, None]) == absent
+        assert re.search(r"transformer: \d+ of \d+ weights changed, in float32", output)
+
+
+def test_an_adapter_that_changes_nothing_is_said(adapted, tmp_path, monkeypatch, capsys):
+    run = with_model(adapted, tmp_path / "run")
+    policy = run / "checkpoints" / adapted.checkpoint.name / "policy"
+    policy.unlink()
+    policy.mkdir()
+    with safe_open(adapted.checkpoint / "policy" / LORA, framework="pt") as file:
+        header = file.metadata()
+    weights = load_file(adapted.checkpoint / "policy" / LORA)
+    zero = {name: w * 0 if ".lora_B." in name else w for name, w in weights.items()}
+    save_file(zero, policy / LORA, metadata=header)
+    main(monkeypatch, run, "--to", tmp_path / "made", "--merged")
+    output = capsys.readouterr().out
+    assert "it changes nothing yet" in output
+    assert "transformer: 0 of" in output
+    main(monkeypatch, adapted.folder, "--to", tmp_path / "other", "--merged")
+    output = capsys.readouterr().out
+    assert "nothing" not in output
+    # The last block's text queries are not looked at: their B stay 0.
+    changed = sum(bool(weight.any()) for name, weight in weights.items() if ".lora_B." in name)
+    assert changed > 10
+    assert f"transformer: {changed} of " in output
 
 
 @pytest.mark.parametrize(
