@@ -46,8 +46,8 @@ from percent_ray.types import Prompt
 RECIPE = Path(__file__).parents[1] / "jobs" / "recipes" / "shapes_flow_grpo.yaml"
 STAGES = ("sampling", "perception", "update", "step")
 TOLERANCE = 1e-4
-"""Of rewards, losses and (relative) gradient norms. Of 1 - the cosine of the updates ten times that:
-Adam's first step takes a gradient's sign, also where that is rounding's."""
+"""Of rewards, losses and (relative) gradient norms. Of 1 - the cosine of the updates ten times as
+much: Adam's first step takes a gradient's sign, also where that is rounding's."""
 
 
 @dataclass(frozen=True)
