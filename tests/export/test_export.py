@@ -171,6 +171,8 @@ def test_a_step_is_chosen(adapted, tmp_path, monkeypatch, capsys):
     made = load_file(tmp_path / "made" / LORA)
     assert made.keys() == saved.keys()
     assert all(torch.equal(made[name], saved[name]) for name in saved)
+    main(monkeypatch, adapted.folder, "--to", tmp_path / "newest")
+    assert "step 3: LoRA" in capsys.readouterr().out
 
 
 def test_the_pipeline_stands_alone(adapted, tmp_path, monkeypatch):
