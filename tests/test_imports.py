@@ -22,7 +22,7 @@ HEAVY = {
 ROOMS = [
     *("metrics", "shapes", "flow", "objective", "types", "recipe", "models", "scorers", "data"),
     *("learn", "monitor", "evaluation", "slots", "shape", "roles", "loop", "runtime", "run"),
-    *("comparison", "preview"),
+    *("export", "comparison", "preview"),
 ]
 """Folders and files of the package, the lowest first."""
 

@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from percent_ray.recipe.load import differences
 from percent_ray.recipe.tree import Recipe
 
 FORMAT = 3
 PARTIAL = ".partial-"
+DRIVER = "driver.json"
+"""In a checkpoint, and only there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +73,33 @@ def latest(run_folder: Path) -> Path | None:
 def write_state(folder: Path, state: DriverState, recipe: Recipe) -> None:
     """Write the driver's state and the recipe into a checkpoint folder."""
     fields = {"format": FORMAT, "state": asdict(state), "recipe": recipe.model_dump(mode="json")}
-    (folder / "driver.json").write_text(json.dumps(fields, indent=1))
+    (folder / DRIVER).write_text(json.dumps(fields, indent=1))
 
 
 def read_state(folder: Path, recipe: Recipe) -> DriverState:
     """The driver's state. Raises ValueError for another format, and for a checkpoint whose recipe
     differs in a field that is not in `recipe.FREE`: it names the fields and both values."""
-    fields = json.loads((folder / "driver.json").read_text())
-    if fields["format"] != FORMAT:
-        raise ValueError(
-            f"{folder} has checkpoint format {fields['format']}, this version reads {FORMAT}; "
-            "resume it with the version that began it, or start a new run"
-        )
+    fields = _fields(folder)
     changed = differences(fields["recipe"], recipe.model_dump(mode="json"))
     if changed:
         raise ValueError(f"{folder} is of another recipe: {'; '.join(changed)}; set them back")
     return DriverState(**fields["state"])
+
+
+def read_recipe(folder: Path) -> Mapping[str, Any]:
+    """The recipe that a checkpoint was written under, as plain data: its files may be gone. Raises
+    ValueError for another format."""
+    return _fields(folder)["recipe"]
+
+
+def _fields(folder: Path) -> Mapping[str, Any]:
+    fields = json.loads((folder / DRIVER).read_text())
+    if fields["format"] != FORMAT:
+        raise ValueError(
+            f"{folder} has checkpoint format {fields['format']}, this version reads {FORMAT}; "
+            "use the version that began the run, or start a new one"
+        )
+    return fields
 
 
 def every(run_folder: Path) -> list[Path]:

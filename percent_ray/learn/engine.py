@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Float64
@@ -132,6 +132,12 @@ class TorchEngine:
         self._optimizer.load_state_dict(state["optimizer"])
 
 
+def saved_weights(folder: Path) -> dict[str, Tensor]:
+    """The trained weights by name that `TorchEngine.save` wrote, mapped from the file."""
+    path = folder / "engine.pt"
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["weights"]
+
+
 def adamw(learner: tree.Learner, weights: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
     """The optimizer of every engine."""
     return torch.optim.AdamW(
@@ -183,12 +189,17 @@ def write_stamp(folder: Path, *, stage: int | None, world: int) -> None:
     (folder / STAMP).write_text(json.dumps({"zero_stage": stage, "workers": world}))
 
 
-def check_stamp(folder: Path, *, stage: int | None, world: int) -> None:
-    """Raises ValueError that says what to set where `write_stamp` noted something else."""
+def read_stamp(folder: Path) -> dict[str, Any]:
+    """`zero_stage` and `workers` of `write_stamp`. Raises ValueError where it noted nothing."""
     path = folder / STAMP
     if not path.is_file():
         raise ValueError(f"{folder} holds no learner state: {STAMP} is missing")
-    stamp = json.loads(path.read_text())
+    return json.loads(path.read_text())
+
+
+def check_stamp(folder: Path, *, stage: int | None, world: int) -> None:
+    """Raises ValueError that says what to set where `write_stamp` noted something else."""
+    stamp = read_stamp(folder)
     if (stamp["zero_stage"], stamp["workers"]) == (stage, world):
         return
     backend = "local" if stamp["zero_stage"] is None else "ray"

@@ -122,6 +122,17 @@ class ZeroEngine:
         return norm
 
 
+def saved_weights(folder: Path, *, stage: int) -> dict[str, Tensor]:
+    """The trained weights by name (and the network's buffers) that `ZeroEngine.save` wrote. Raises
+    ValueError for stage 3, which leaves no file with a whole weight."""
+    if stage == 3:
+        raise ValueError(
+            f"{folder} was written by ZeRO stage 3, in parts of weights; only its policy/ is whole"
+        )
+    path = folder / TAG / "mp_rank_00_model_states.pt"
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["module"]
+
+
 def _import_deepspeed() -> Any:
     """deepspeed, with torch.distributed initialised."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

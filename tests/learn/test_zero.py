@@ -5,6 +5,7 @@ import torch
 
 from percent_ray.data import arrow
 from percent_ray.learn.engine import TorchEngine
+from percent_ray.learn.zero import saved_weights
 from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, fake_recipe
 from tests.learn.ranks import (
@@ -165,6 +166,14 @@ def test_metrics_are_the_same_on_every_rank_and_weights_only_on_rank_0(ranks):
     for stage, zero in ranks[1]["stages"].items():
         assert zero["metrics"] == ranks[0]["stages"][stage]["metrics"]
         assert (zero["weights"], zero["ema"], zero["checksum"]) == (None, None, "")
+
+
+def test_trained_weights_are_read_out_of_a_checkpoint_without_deepspeed(ranks, folder):
+    saved = saved_weights(folder / "checkpoint", stage=2)
+    weights = {name: saved[name] for name in FakePolicy().trainable()}
+    assert arrow.checksum(weights) == ranks[0]["resumed"]["saved"]
+    with pytest.raises(ValueError, match="ZeRO stage 3, in parts of weights"):
+        saved_weights(folder / "checkpoint_3", stage=3)
 
 
 @pytest.mark.parametrize(("stage", "key"), [(2, "resumed"), (3, "resumed_3")])

@@ -1,0 +1,1 @@
+"""What a run has trained, as files that other programs load. Works on files: no model is loaded."""
