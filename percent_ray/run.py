@@ -19,6 +19,7 @@ from percent_ray.evaluation.movement import movement
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.metrics import PROBE, by_space
+from percent_ray.models import text
 from percent_ray.monitor import history, plots, readout
 from percent_ray.monitor.terminal import Terminal, probe_line, summary
 from percent_ray.monitor.tracking import Status, Tracker
@@ -70,13 +71,13 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     tracker.params(dict(recipes.flatten(recipe.model_dump(mode="json"))))
     tracker.file(folder / RECIPE_FILE, "recipe")
     terminal = Terminal(recipe.run.steps, first=progress.version)
-    said = notes(recipe)
     journal = Journal(tracker, terminal, first=progress.version)
     status: Status = "FAILED"
     roles = None
     try:
         with terminal:
             roles = await _start(recipe, folder, source, prompts[0])
+            said = [*notes(recipe), *_cut(recipe, prompts)]
             terminal.say("\n".join([*roles.loaded, *said]))
             loop = Loop(
                 recipe,
@@ -266,6 +267,16 @@ def _quiet(recipe: Recipe) -> None:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def _cut(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
+    """A line for each tokenizer that does not read every prompt to its end."""
+    found = text.cut(recipe.model, [prompt.text for prompt in prompts])
+    return [
+        f"{name} of the model cuts {count} of {len(prompts)} prompts at {most} tokens"
+        for name, (count, most) in found.items()
+        if count
+    ]
 
 
 def _probes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sequence[Prompt]:

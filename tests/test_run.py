@@ -7,7 +7,9 @@ import pytest
 from rich.console import Console
 
 from percent_ray.monitor.terminal import Terminal
-from percent_ray.run import Journal
+from percent_ray.recipe import load as recipes
+from percent_ray.run import Journal, _cut
+from percent_ray.types import Prompt
 
 PICTURES = np.random.default_rng(0).integers(60, 120, (2, 4, 3, 8, 8), dtype=np.uint8)
 
@@ -94,3 +96,11 @@ def test_a_resumed_run_counts_the_steps_before_its_checkpoint_and_not_those_behi
     stepped(tmp_path, range(8))
     [line] = stepped(tmp_path, range(6, 10), first=6)
     assert "over 10 steps" in line
+
+
+def test_a_run_says_how_many_prompts_its_tokenizers_cut():
+    recipe = recipes.load(Path(__file__).parents[1] / "jobs" / "recipes" / "shapes_pec.yaml")
+    short, long = Prompt("a red circle"), Prompt("a red circle and " * 5 + "a blue square")
+    assert _cut(recipe, [short]) == []
+    said = "of the model cuts 1 of 2 prompts at 12 tokens"
+    assert _cut(recipe, [short, long]) == [f"tokenizer {said}", f"tokenizer_2 {said}"]

@@ -12,7 +12,7 @@ import torch
 
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.flow.sde import transition
-from percent_ray.models import published
+from percent_ray.models import published, text
 from percent_ray.objective.methods.flow_grpo import FlowGrpo
 from percent_ray.preview import memory, sizes, stages
 from percent_ray.preview.memory import Memory, Parts
@@ -148,25 +148,16 @@ def _schedule(recipe: Recipe, found: Sizes) -> list[str]:
 
 def _cut(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
     """How many prompts each tokenizer cuts off."""
-    from transformers import AutoTokenizer
-
-    lines: list[str] = []
-    model = recipe.model
-    for folder in sorted(Path(model.folder).glob("tokenizer*")):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        t5 = "T5" in type(tokenizer).__name__
-        if t5 and not model.t5:
-            continue
-        most = model.max_sequence_length if t5 else tokenizer.model_max_length
-        lengths = [len(ids) for ids in tokenizer([p.text for p in prompts]).input_ids]
-        cut = sum(length > most for length in lengths)
-        lines.append(f"{folder.name} cuts {cut} of {len(prompts)} at {most} tokens")
+    found = text.cut(recipe.model, [prompt.text for prompt in prompts])
+    lines = [
+        f"{name} cuts {n} of {len(prompts)} at {most} tokens" for name, (n, most) in found.items()
+    ]
     return lines or ["cut prompts are not counted: the tokenizers' files are not at hand"]
 
 
 def _first(recipe: Recipe, prompts: Sequence[Prompt]) -> str:
-    text = PromptStream(prompts, seed=recipe.run.seed).prompt(0).text
-    return f"the first one: {text[:80]}"
+    first = PromptStream(prompts, seed=recipe.run.seed).prompt(0)
+    return f"the first one: {first.text[:80]}"
 
 
 def _size(size: int) -> str:
