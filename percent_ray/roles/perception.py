@@ -15,6 +15,7 @@ from torch import Tensor
 
 from percent_ray.data import arrow
 from percent_ray.models.base import Decoder, best_device, family
+from percent_ray.models.decoder import load_tiny
 from percent_ray.objective.diversity import variance_per_dimension
 from percent_ray.objective.entropy import perceptual_log_prob, scale_features
 from percent_ray.recipe.errors import first_line
@@ -27,7 +28,11 @@ THUMBNAIL = 256
 
 
 class PerceptionWorker:
-    """Holds the VAE decoder and the frozen scorers, loaded at the first call where not given."""
+    """Holds the decoders and the frozen scorers, loaded at the first call where not given.
+
+    `decoder` is that of finished images; a decoder of scored transitions is loaded beside it where
+    `perceptual.decoder` is tiny and there are any.
+    """
 
     def __init__(
         self,
@@ -40,6 +45,7 @@ class PerceptionWorker:
         self.recipe = recipe
         self.worker = worker
         self._decoder = decoder
+        self._tiny: Decoder | None = None
         self._scorers = {
             name: Checked(name, scorer, batch_size=recipe.scorers[name].batch_size)
             for name, scorer in (scorers or {}).items()
@@ -52,10 +58,16 @@ class PerceptionWorker:
         for name, scorer in self.recipe.scorers.items():
             if name not in self._scorers:
                 self._scorers[name] = load_scorer(name, scorer, device=device)
+        model, perceptual = self.recipe.model, self.recipe.perceptual
+        loaders = family(model.family)
         if self._decoder is None:
-            model = self.recipe.model
-            self._decoder = family(model.family).load_decoder(model, device=device)
-        return [self._decoder.describe(), *(s.describe() for s in self._scorers.values())]
+            self._decoder = loaders.load_decoder(model, device=device)
+        scores = bool(self.recipe.measured_spaces(probe=True))
+        if self._tiny is None and perceptual.decoder == "tiny" and scores:
+            options = {"default": loaders.TINY, "device": device}
+            self._tiny = load_tiny(model, perceptual.tiny_path, **options)
+        parts = [self._decoder, *([self._tiny] if self._tiny else []), *self._scorers.values()]
+        return [part.describe() for part in parts]
 
     def try_out(self, prompt: Prompt) -> None:
         """Every scorer on grey pictures of the run's size for its first prompt. Raises ValueError
@@ -78,7 +90,7 @@ class PerceptionWorker:
         self.ready()
         payload: pa.Table = trajectory.payload
         final = arrow.column(payload, "final")
-        images = self._decode(final)
+        images = self._decode(self._decoder, final)
         rewards, failures, dropped = self._rewards(images, trajectory.prompt)
         scored = {} if dropped else self._scored_steps(trajectory, payload)
         spaces = self.recipe.image_spaces
@@ -134,7 +146,7 @@ class PerceptionWorker:
             samples = arrow.column(payload, "latents")[:, [i + 1 for i in columns]]
             means = arrow.column(payload, "means")[:, columns]
         pairs = torch.stack([samples, means])
-        images = self._decode(pairs.flatten(0, 2))
+        images = self._decode(self._tiny or self._decoder, pairs.flatten(0, 2))
         result: dict[str, np.ndarray] = {}
         for space in spaces:
             features = scale_features(
@@ -144,8 +156,7 @@ class PerceptionWorker:
             result[space] = perceptual_log_prob(ours, theirs, std).numpy()
         return result
 
-    def _decode(self, latents: Tensor) -> UInt8[Tensor, "N 3 h w"]:
-        decoder = self._decoder
+    def _decode(self, decoder: Decoder | None, latents: Tensor) -> UInt8[Tensor, "N 3 h w"]:
         assert decoder is not None
         batches = latents.split(self.recipe.perceptual.batch_size)
         return torch.cat([decoder.decode(part) for part in batches])
