@@ -5,7 +5,8 @@ decoder (docs/method.md, "Perceptual entropy").
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from percent_ray.data import arrow
 from percent_ray.models.base import Decoder, best_device, family
 from percent_ray.models.decoder import load_tiny
 from percent_ray.objective.diversity import variance_per_dimension
-from percent_ray.objective.entropy import perceptual_log_prob, scale_features
+from percent_ray.objective.entropy import FeatureScale, perceptual_log_prob, scale_features
 from percent_ray.recipe.errors import first_line
 from percent_ray.recipe.tree import Recipe
 from percent_ray.scorers.base import Checked, Scorer, load_scorer, try_out
@@ -137,29 +138,48 @@ class PerceptionWorker:
         spaces = self.recipe.measured_spaces(probe=trajectory.group_id < 0)
         if not spaces:
             return {}
-        columns = [trajectory.steps.index(step) for step in trajectory.scored]
-        std = torch.tensor(trajectory.std)[columns]
-        if self.recipe.perceptual.decode == "clean":
-            samples = arrow.column(payload, "clean_next")
-            means = arrow.column(payload, "clean_mean")
-        else:
-            samples = arrow.column(payload, "latents")[:, [i + 1 for i in columns]]
-            means = arrow.column(payload, "means")[:, columns]
-        pairs = torch.stack([samples, means])
+        perceptual = self.recipe.perceptual
+        pairs, std = scored_pairs(trajectory, payload, perceptual.decode)
         images = self._decode(self._tiny or self._decoder, pairs.flatten(0, 2))
-        result: dict[str, np.ndarray] = {}
-        for space in spaces:
-            features = scale_features(
-                self._scorers[space].encode(images), self.recipe.perceptual.feature_scale
-            )
-            ours, theirs = features.unflatten(0, pairs.shape[:3])
-            result[space] = perceptual_log_prob(ours, theirs, std).numpy()
-        return result
+        options = {"shape": pairs.shape[:3], "std": std, "scale": perceptual.feature_scale}
+        return {
+            space: log_p_perc(self._scorers[space], images, **options).numpy() for space in spaces
+        }
 
     def _decode(self, decoder: Decoder | None, latents: Tensor) -> UInt8[Tensor, "N 3 h w"]:
         assert decoder is not None
         batches = latents.split(self.recipe.perceptual.batch_size)
         return torch.cat([decoder.decode(part) for part in batches])
+
+
+def scored_pairs(
+    trajectory: Trajectory, payload: pa.Table, decode: Literal["noisy", "clean"]
+) -> tuple[Float32[Tensor, "2 K N C H W"], Float32[Tensor, " N"]]:
+    """Samples and means of the scored steps, as they are or as their clean predictions, and the
+    steps' std."""
+    columns = [trajectory.steps.index(step) for step in trajectory.scored]
+    if decode == "clean":
+        samples = arrow.column(payload, "clean_next")
+        means = arrow.column(payload, "clean_mean")
+    else:
+        samples = arrow.column(payload, "latents")[:, [i + 1 for i in columns]]
+        means = arrow.column(payload, "means")[:, columns]
+    return torch.stack([samples, means]), torch.tensor(trajectory.std)[columns]
+
+
+def log_p_perc(
+    scorer: Scorer,
+    images: UInt8[Tensor, "N 3 h w"],
+    *,
+    shape: Sequence[int],
+    std: Float32[Tensor, " S"],
+    scale: FeatureScale,
+) -> Float32[Tensor, "K S"]:
+    """Perceptual log-prob in a scorer's space of decoded `scored_pairs`, whose first three sizes
+    are `shape`."""
+    features = scale_features(scorer.encode(images), scale)
+    samples, means = features.unflatten(0, tuple(shape))
+    return perceptual_log_prob(samples, means, std)
 
 
 def retried(score: Callable[[], Tensor], *, retries: int) -> Float32[np.ndarray, " K"]:
