@@ -70,6 +70,12 @@ def _decoder(perceptual: Perceptual, spaces: tuple[str, ...]) -> Iterator[str]:
             "perceptual.decoder tiny is not loaded: no transition is scored, for neither "
             "perceptual.spaces nor the method names a space"
         )
+    elif perceptual.decoder == "tiny" and perceptual.decode == "noisy":
+        yield (
+            "perceptual.decoder tiny: samples are decoded noisy, and tiny decoders know clean "
+            "latents only; jobs/compare_decoders.py shows whether it ranks them as the VAE does, "
+            "which on the embedded world it does with perceptual.decode clean alone"
+        )
 
 
 def _unread(recipe: Recipe) -> Iterator[str]:

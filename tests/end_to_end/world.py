@@ -26,8 +26,9 @@ THIRD = Role(cpus=0.3, gpus=0)
 
 
 def build(folder: Path) -> Path:
-    """A folder with `sd3`, `clip` and `prompts.txt`."""
+    """A folder with `sd3`, `tiny`, `clip` and `prompts.txt`."""
     tiny.build_sd3(folder / "sd3")
+    tiny.build_tiny(folder / "tiny")
     tiny.build_clip(folder / "clip")
     (folder / "prompts.txt").write_text("red circle\nblue square\ngreen cross\n")
     return folder
@@ -66,6 +67,12 @@ def forward(recipe: Recipe) -> Recipe:
     fields["learner"] |= {"process": "forward", "old": {"first": 0.3, "most": 0.3}}
     fields["forward"] |= {"times": 2}
     return Recipe.model_validate(fields)
+
+
+def with_tiny_decoder(recipe: Recipe, world: Path) -> Recipe:
+    """The same with transitions scored by the AutoencoderTiny of the world."""
+    changes = {"decoder": "tiny", "tiny_path": str(world / "tiny")}
+    return recipe.model_copy(update={"perceptual": recipe.perceptual.model_copy(update=changes)})
 
 
 def first(recipe: Recipe) -> Prompt:
