@@ -163,6 +163,23 @@ def _vae() -> Any:
     )
 
 
+def build_tiny(folder: Path | str, *, seed: int = 0, **changes: Any) -> str:
+    """An AutoencoderTiny of the latents of `build_sd3` and `build_flux`."""
+    from diffusers import AutoencoderTiny
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config: dict[str, Any] = {
+            "encoder_block_out_channels": (8, 8),
+            "decoder_block_out_channels": (8, 8),
+            "num_encoder_blocks": (1, 1),
+            "num_decoder_blocks": (1, 1),
+            "latent_channels": 4,
+        }
+        AutoencoderTiny(**config | changes).save_pretrained(folder)
+    return str(folder)
+
+
 def clip_tokenizer() -> Any:
     """A CLIPTokenizer of single bytes."""
     from tokenizers.pre_tokenizers import ByteLevel

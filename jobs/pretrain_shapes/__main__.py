@@ -12,6 +12,7 @@ sys.path[0] = str(Path(__file__).parents[2])
 
 TRAININGS: Final = {
     "vae": ("sd3/vae", 0, 3300),
+    "tiny": ("tiny", 10, 8000),
     "flow": ("sd3", 0, 16000),
     "distill": ("sd3", 50, 1500),
     "clip": ("clip", 30, 1000),
@@ -44,11 +45,14 @@ def train(part: str, weights: Path, *, seed: int, steps: int | None) -> None:
     import torch
     from diffusers import AutoencoderKL
 
-    from jobs.pretrain_shapes import clip, dino, flow, preferences, vae
+    from jobs.pretrain_shapes import clip, dino, flow, preferences, tiny, vae
 
     name, own_seed, own_steps = TRAININGS[part]
     folder, seed, steps = weights / name, own_seed + seed, steps or own_steps
-    if part in ("pickscore", "judge"):
+    if part == "tiny":
+        autoencoder = AutoencoderKL.from_pretrained(weights / "sd3/vae", dtype=torch.float32)
+        tiny.train(folder, autoencoder=autoencoder, seed=seed, steps=steps)
+    elif part in ("pickscore", "judge"):
         # Half the steps on captions, half on preferences. The judge has the same taste, from other
         # scenes and pairs: it is for evaluation, and no policy is trained on it.
         autoencoder = AutoencoderKL.from_pretrained(weights / "sd3/vae", dtype=torch.float32)

@@ -6,11 +6,11 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusion3Pipeline
 from numpy.typing import NDArray
 from transformers import CLIPModel, Dinov2Model
 
-from jobs.pretrain_shapes import clip, dino, preferences, vae
+from jobs.pretrain_shapes import clip, dino, preferences, tiny, vae
 from jobs.pretrain_shapes.common import HELD_OUT_SEED, psnr, to_unit
 from jobs.pretrain_shapes.flow import T5_TOKENS, load
 from jobs.pretrain_shapes.views import augment
@@ -90,6 +90,8 @@ def measure(folder: Path, per_task: int = 100) -> dict[str, Any]:
     report: dict[str, Any] = {
         "vae_psnr_db": round(psnr(held_out, vae.reconstruct(autoencoder, held_out)), 2)
     }
+    small = AutoencoderTiny.from_pretrained(folder / "tiny", torch_dtype=torch.float32)
+    report["tiny_psnr_db"] = round(tiny.agreement(small, autoencoder, held_out), 2)
     ranker = CLIPModel.from_pretrained(folder / "pickscore", dtype=torch.float32).eval()
     source = preferences.PairSource(1000, HELD_OUT_SEED, autoencoder)
     by_kind = preferences.accuracy(ranker, source, 200)

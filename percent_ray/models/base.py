@@ -5,7 +5,8 @@ A family's module has two functions, found by the module's name (`model.family` 
     load_policy(model: tree.Model, *, seed: int, device: torch.device, text: bool) -> Policy
     load_decoder(model: tree.Model, *, device: torch.device) -> Decoder
 
-`text=False` leaves the text encoders out: the learner replays stored conditions.
+and `TINY`, the hub id of an AutoencoderTiny that decodes its latents. `text=False` leaves the text
+encoders out: the learner replays stored conditions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ class Policy(Protocol):
 
 
 class Decoder(Protocol):
-    """A frozen VAE decoder."""
+    """A frozen VAE decoder, or a tiny one of the same latents."""
 
     def decode(self, latents: Float[Tensor, "N C H W"]) -> UInt8[Tensor, "N 3 h w"]:
         """Images of scaled latents, rounded to uint8 as they would be saved."""

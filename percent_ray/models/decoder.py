@@ -1,6 +1,6 @@
-"""The VAE decoder that the model families share."""
+"""The decoders that the model families share: the VAE's, and a tiny one of the same latents."""
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -8,21 +8,60 @@ from torch import Tensor
 
 from percent_ray.models import pretrained
 from percent_ray.recipe import tree
+from percent_ray.recipe.paths import locate
+
+EMBEDDED: Final = {"shapes/sd3": "shapes/tiny"}
+"""Tiny decoders of the embedded world, by `model.path`."""
 
 
 def load_decoder(model: tree.Model, *, device: torch.device) -> "VaeDecoder":
     """The VAE of `model.path`, and no other part of it; on the meta device without weights."""
     from diffusers import AutoencoderKL
 
+    part = {"part": "model.path: vae", "subfolder": "vae"}
+    vae = _read(AutoencoderKL, model, model.folder, device, part)
+    return VaeDecoder(vae, model.path)
+
+
+def load_tiny(model: tree.Model, path: str, *, default: str, device: torch.device) -> "TinyDecoder":
+    """The AutoencoderTiny of `path`, or where that is empty of the embedded world or the family's
+    `default`; on the meta device without weights.
+
+    Raises ValueError, in one line, where it cannot be read whole, and where its latents are not
+    those of the VAE of `model.path`.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    folder = locate(path or EMBEDDED.get(model.path, default))
+    part = {"part": "perceptual.tiny_path: decoder", "subfolder": ""}
+    ours = pretrained.config(AutoencoderTiny, folder, **part)
+    name = f"perceptual.tiny_path: decoder of {folder}"
+    kind = ours.get("_class_name")
+    if kind != AutoencoderTiny.__name__:
+        raise ValueError(f"{name} is of class {kind}, not AutoencoderTiny; give a folder of one")
+    vae = pretrained.config(AutoencoderKL, model.folder, part="model.path: vae", subfolder="vae")
+    scale = ours["upsampling_scaling_factor"] ** (len(ours["num_decoder_blocks"]) - 1)
+    found = ours["latent_channels"], scale
+    needed = vae["latent_channels"], 2 ** (len(vae["block_out_channels"]) - 1)
+    if found != needed:
+        raise ValueError(
+            f"{name} has {found[0]} latent channels and scales by {found[1]}, the VAE of "
+            f"{model.path} has {needed[0]} and scales by {needed[1]}; give one of its latents, or "
+            "set perceptual.decoder to full"
+        )
+    return TinyDecoder(_read(AutoencoderTiny, model, folder, device, part), folder)
+
+
+def _read(
+    kind: Any, model: tree.Model, folder: str, device: torch.device, part: dict[str, str]
+) -> Any:
     # float16 overflows in these VAEs, and on the CPU half precision only costs time.
     whole = device.type == "cpu" or model.dtype == "float16"
     dtype = torch.float32 if whole else getattr(torch, model.dtype)
-    part = {"part": "model.path: vae", "subfolder": "vae"}
     if device.type == "meta":
-        vae = pretrained.skeleton(AutoencoderKL, model.folder, **part, dtype=dtype)
-    else:
-        vae = pretrained.load(AutoencoderKL, model.folder, **part, torch_dtype=dtype)
-    return VaeDecoder(vae.requires_grad_(False).to(device), model.path)
+        return pretrained.skeleton(kind, folder, **part, dtype=dtype)
+    vae = pretrained.load(kind, folder, **part, torch_dtype=dtype)
+    return vae.requires_grad_(False).to(device)
 
 
 class VaeDecoder:
@@ -39,7 +78,7 @@ class VaeDecoder:
         Raises ValueError for pixels that are not finite, which uint8 would hide."""
         images = self.pixels(latents)
         if not images.isfinite().all():
-            raise ValueError("the VAE decoder gave pixels that are not finite")
+            raise ValueError(f"{type(self.vae).__name__} gave pixels that are not finite")
         return images.mul(0.5).add(0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     def pixels(self, latents: Float[Tensor, "N C H W"]) -> Float[Tensor, "N 3 h w"]:
@@ -51,3 +90,16 @@ class VaeDecoder:
     def describe(self) -> str:
         """What was loaded."""
         return f"decoder: {pretrained.described(self._folder, self.vae, subfolder='vae')}"
+
+
+class TinyDecoder(VaeDecoder):
+    """A `Decoder` of an AutoencoderTiny, which takes the scaled latents that the policy draws."""
+
+    def pixels(self, latents: Float[Tensor, "N C H W"]) -> Float[Tensor, "N 3 h w"]:
+        """As the VAE's; the config's own scale and shift, if it has any, are not applied."""
+        latents = latents.to(self.vae.device, self.vae.dtype)
+        return self.vae.decode(latents, return_dict=False)[0].float()
+
+    def describe(self) -> str:
+        """What was loaded, and what for."""
+        return f"decoder of scored transitions: {pretrained.described(self._folder, self.vae)}"

@@ -14,6 +14,8 @@ from percent_ray.models.base import Condition
 from percent_ray.models.text import tower
 from percent_ray.recipe import tree
 
+TINY = "madebyollin/taef1"
+"""An AutoencoderTiny of the family's latents."""
 PATCH = 2
 """Latent pixels on a side of one token; the transformer itself has patches of 1."""
 

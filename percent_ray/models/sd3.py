@@ -12,6 +12,9 @@ from percent_ray.models.base import Condition
 from percent_ray.models.text import has, tower
 from percent_ray.recipe import tree
 
+TINY = "madebyollin/taesd3"
+"""An AutoencoderTiny of the family's latents."""
+
 
 def load_policy(
     model: tree.Model, *, seed: int, device: torch.device, text: bool

@@ -45,7 +45,8 @@ def _paths(recipe: "Recipe") -> Iterator[str]:
         if path and not locate_prompts(path).is_file():
             yield f"data.{field}: no file {locate_prompts(path)}"
     places: list[tuple[str, str, Callable[[str], str]]] = [
-        ("model.path", recipe.model.path, locate_pipeline)
+        ("model.path", recipe.model.path, locate_pipeline),
+        ("perceptual.tiny_path", recipe.perceptual.tiny_path, locate),
     ]
     for name, scorer in recipe.scorers.items():
         places.append((f"scorers.{name}.path", scorer.path, partial(locate, takes=EVERY)))

@@ -237,6 +237,7 @@ def _locate(tree: Tree, folder: Path) -> None:
     for section, keys in [
         (_section(tree, "data"), ("prompts", "probe_prompts")),
         (_section(tree, "model"), ("path",)),
+        (_section(tree, "perceptual"), ("tiny_path",)),
         *((_section(scorers, name), ("path", "color_path")) for name in scorers),
     ]:
         for key in keys:
@@ -245,7 +246,8 @@ def _locate(tree: Tree, folder: Path) -> None:
                 continue
             absolute = _absolute(path, folder)
             # `owner/name` is a hub id unless something of that name is there.
-            if key not in ("path", "color_path") or path.startswith(".") or Path(absolute).exists():
+            file = key in ("prompts", "probe_prompts")
+            if file or path.startswith(".") or Path(absolute).exists():
                 section[key] = absolute
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from percent_ray.recipe.load import defaults, flatten, within
-from percent_ray.recipe.tree import Recipe
+from percent_ray.recipe.tree import Perceptual, Recipe
 
 REVERSE = (
     "sampling.noise_level",
@@ -11,7 +11,10 @@ REVERSE = (
     "sampling.window_size",
     "sampling.window_low",
     "sampling.window_high",
-    *(f"perceptual.{key}" for key in ("spaces", "measure", "decode", "feature_scale", "steps")),
+    *(
+        f"perceptual.{key}"
+        for key in ("spaces", "measure", "decode", "decoder", "tiny_path", "feature_scale", "steps")
+    ),
     "objective.kl_form",
     "objective.old_log_prob",
 )
@@ -38,6 +41,8 @@ def notes(recipe: Recipe) -> list[str]:
             f"weights have drawn (runtime.max_staleness {recipe.runtime.max_staleness}); how far "
             "the weights have moved since is not in it"
         )
+    if not recipe.is_forward:
+        lines += _decoder(recipe.perceptual, recipe.measured_spaces(probe=True))
     if unread := list(_unread(recipe)):
         process = recipe.learner.process
         lines.append(f"not read under learner.process {process}: {', '.join(unread)}")
@@ -54,6 +59,23 @@ def notes(recipe: Recipe) -> list[str]:
             f"divide among {learners} learners; set data.groups_per_step to a multiple"
         )
     return lines
+
+
+def _decoder(perceptual: Perceptual, spaces: tuple[str, ...]) -> Iterator[str]:
+    """Of a tiny decoder that is not used."""
+    if perceptual.decoder == "full" and perceptual.tiny_path:
+        yield f"perceptual.decoder full: perceptual.tiny_path {perceptual.tiny_path} is not read"
+    if perceptual.decoder == "tiny" and not spaces:
+        yield (
+            "perceptual.decoder tiny is not loaded: no transition is scored, for neither "
+            "perceptual.spaces nor the method names a space"
+        )
+    elif perceptual.decoder == "tiny" and perceptual.decode == "noisy":
+        yield (
+            "perceptual.decoder tiny: samples are decoded noisy, and tiny decoders know clean "
+            "latents only; jobs/compare_decoders.py shows whether it ranks them as the VAE does, "
+            "which on the embedded world it does with perceptual.decode clean alone"
+        )
 
 
 def _unread(recipe: Recipe) -> Iterator[str]:

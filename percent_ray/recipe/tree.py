@@ -132,6 +132,12 @@ class Perceptual(Section):
     """Measure them in every group; false: in probes, and where the method needs them."""
     decode: Literal["noisy", "clean"] = "noisy"
     """Decode the samples and means as they are, or their clean predictions."""
+    decoder: Literal["full", "tiny"] = "full"
+    """Of the scored samples and means: the VAE, or an AutoencoderTiny at a fraction of its cost.
+    Finished images are always the VAE's."""
+    tiny_path: str = ""
+    """Folder, hub id or shapes/tiny of the AutoencoderTiny; that of the model's family where
+    empty."""
     feature_scale: Literal["rms", "unit", "none"] = "rms"
     """Feature norm before the local Gaussian: sqrt(D), 1, or as it comes."""
     steps: Annotated[int, Field(ge=0)] = 0

@@ -5,7 +5,8 @@ decoder (docs/method.md, "Perceptual entropy").
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from percent_ray.data import arrow
 from percent_ray.models.base import Decoder, best_device, family
+from percent_ray.models.decoder import load_tiny
 from percent_ray.objective.diversity import variance_per_dimension
-from percent_ray.objective.entropy import perceptual_log_prob, scale_features
+from percent_ray.objective.entropy import FeatureScale, perceptual_log_prob, scale_features
 from percent_ray.recipe.errors import first_line
 from percent_ray.recipe.tree import Recipe
 from percent_ray.scorers.base import Checked, Scorer, load_scorer, try_out
@@ -27,7 +29,11 @@ THUMBNAIL = 256
 
 
 class PerceptionWorker:
-    """Holds the VAE decoder and the frozen scorers, loaded at the first call where not given."""
+    """Holds the decoders and the frozen scorers, loaded at the first call where not given.
+
+    `decoder` is that of finished images; a decoder of scored transitions is loaded beside it where
+    `perceptual.decoder` is tiny and there are any.
+    """
 
     def __init__(
         self,
@@ -40,6 +46,7 @@ class PerceptionWorker:
         self.recipe = recipe
         self.worker = worker
         self._decoder = decoder
+        self._tiny: Decoder | None = None
         self._scorers = {
             name: Checked(name, scorer, batch_size=recipe.scorers[name].batch_size)
             for name, scorer in (scorers or {}).items()
@@ -52,10 +59,16 @@ class PerceptionWorker:
         for name, scorer in self.recipe.scorers.items():
             if name not in self._scorers:
                 self._scorers[name] = load_scorer(name, scorer, device=device)
+        model, perceptual = self.recipe.model, self.recipe.perceptual
+        loaders = family(model.family)
         if self._decoder is None:
-            model = self.recipe.model
-            self._decoder = family(model.family).load_decoder(model, device=device)
-        return [self._decoder.describe(), *(s.describe() for s in self._scorers.values())]
+            self._decoder = loaders.load_decoder(model, device=device)
+        scores = bool(self.recipe.measured_spaces(probe=True))
+        if self._tiny is None and perceptual.decoder == "tiny" and scores:
+            options = {"default": loaders.TINY, "device": device}
+            self._tiny = load_tiny(model, perceptual.tiny_path, **options)
+        parts = [self._decoder, *([self._tiny] if self._tiny else []), *self._scorers.values()]
+        return [part.describe() for part in parts]
 
     def try_out(self, prompt: Prompt) -> None:
         """Every scorer on grey pictures of the run's size for its first prompt. Raises ValueError
@@ -78,7 +91,7 @@ class PerceptionWorker:
         self.ready()
         payload: pa.Table = trajectory.payload
         final = arrow.column(payload, "final")
-        images = self._decode(final)
+        images = self._decode(self._decoder, final)
         rewards, failures, dropped = self._rewards(images, trajectory.prompt)
         scored = {} if dropped else self._scored_steps(trajectory, payload)
         spaces = self.recipe.image_spaces
@@ -125,30 +138,48 @@ class PerceptionWorker:
         spaces = self.recipe.measured_spaces(probe=trajectory.group_id < 0)
         if not spaces:
             return {}
-        columns = [trajectory.steps.index(step) for step in trajectory.scored]
-        std = torch.tensor(trajectory.std)[columns]
-        if self.recipe.perceptual.decode == "clean":
-            samples = arrow.column(payload, "clean_next")
-            means = arrow.column(payload, "clean_mean")
-        else:
-            samples = arrow.column(payload, "latents")[:, [i + 1 for i in columns]]
-            means = arrow.column(payload, "means")[:, columns]
-        pairs = torch.stack([samples, means])
-        images = self._decode(pairs.flatten(0, 2))
-        result: dict[str, np.ndarray] = {}
-        for space in spaces:
-            features = scale_features(
-                self._scorers[space].encode(images), self.recipe.perceptual.feature_scale
-            )
-            ours, theirs = features.unflatten(0, pairs.shape[:3])
-            result[space] = perceptual_log_prob(ours, theirs, std).numpy()
-        return result
+        perceptual = self.recipe.perceptual
+        pairs, std = scored_pairs(trajectory, payload, perceptual.decode)
+        images = self._decode(self._tiny or self._decoder, pairs.flatten(0, 2))
+        options = {"shape": pairs.shape[:3], "std": std, "scale": perceptual.feature_scale}
+        return {
+            space: log_p_perc(self._scorers[space], images, **options).numpy() for space in spaces
+        }
 
-    def _decode(self, latents: Tensor) -> UInt8[Tensor, "N 3 h w"]:
-        decoder = self._decoder
+    def _decode(self, decoder: Decoder | None, latents: Tensor) -> UInt8[Tensor, "N 3 h w"]:
         assert decoder is not None
         batches = latents.split(self.recipe.perceptual.batch_size)
         return torch.cat([decoder.decode(part) for part in batches])
+
+
+def scored_pairs(
+    trajectory: Trajectory, payload: pa.Table, decode: Literal["noisy", "clean"]
+) -> tuple[Float32[Tensor, "2 K N C H W"], Float32[Tensor, " N"]]:
+    """Samples and means of the scored steps, as they are or as their clean predictions, and the
+    steps' std."""
+    columns = [trajectory.steps.index(step) for step in trajectory.scored]
+    if decode == "clean":
+        samples = arrow.column(payload, "clean_next")
+        means = arrow.column(payload, "clean_mean")
+    else:
+        samples = arrow.column(payload, "latents")[:, [i + 1 for i in columns]]
+        means = arrow.column(payload, "means")[:, columns]
+    return torch.stack([samples, means]), torch.tensor(trajectory.std)[columns]
+
+
+def log_p_perc(
+    scorer: Scorer,
+    images: UInt8[Tensor, "N 3 h w"],
+    *,
+    shape: Sequence[int],
+    std: Float32[Tensor, " S"],
+    scale: FeatureScale,
+) -> Float32[Tensor, "K S"]:
+    """Perceptual log-prob in a scorer's space of decoded `scored_pairs`, whose first three sizes
+    are `shape`."""
+    features = scale_features(scorer.encode(images), scale)
+    samples, means = features.unflatten(0, tuple(shape))
+    return perceptual_log_prob(samples, means, std)
 
 
 def retried(score: Callable[[], Tensor], *, retries: int) -> Float32[np.ndarray, " K"]:

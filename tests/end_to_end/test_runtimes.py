@@ -12,6 +12,7 @@ from percent_ray.flow import sampler
 from percent_ray.flow.sde import Transition
 from percent_ray.recipe.tree import Recipe, Role
 from percent_ray.runtime.local import Local
+from tests import tiny
 from tests.end_to_end import world as worlds
 from tests.fakes import FakeObserver
 
@@ -109,6 +110,29 @@ def test_every_method_runs(world, tmp_path, method, perceptual):
     measured = any(name.startswith("entropy/perceptual") for name in metrics)
     assert measured == (perceptual.get("measure", True) or "spaces" in method)
     assert ("kl/reference" in metrics) == (method["name"] == "gardo")
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_a_run_whose_transitions_the_tiny_decoder_scores(world, tmp_path, family):
+    """In steps and in probes the perceptual entropy is another, and so is what PEC learns; pictures
+    and their rewards before the first update are the same."""
+    recipe = worlds.recipe(world, tmp_path, backend="local", max_staleness=0)
+    if family == "flux":
+        path = tiny.build_flux(tmp_path / "flux")
+        changes = {"family": "flux", "path": path, "t5": True, "guidance": 3.5}
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+    full, small = (run_locally(r) for r in (recipe, worlds.with_tiny_decoder(recipe, world)))
+    for theirs, ours in [
+        *zip(worlds.numbers(full), worlds.numbers(small), strict=True),
+        *zip(full.probed, small.probed, strict=True),
+    ]:
+        name = "entropy/perceptual_pickscore"
+        assert math.isfinite(ours[name])
+        assert ours[name] != theirs[name]
+    before, after = worlds.numbers(full)[0], worlds.numbers(small)[0]
+    for name in ("reward/mean", "diversity/vendi_clip", "entropy/policy"):
+        assert after[name] == before[name]
+    assert after["reward/shaped_mean"] != before["reward/shaped_mean"]
 
 
 def schedules_entropy(sigmas: list[float], noise_level: float, steps: range) -> float:

@@ -26,9 +26,10 @@ THIRD = Role(cpus=0.3, gpus=0)
 
 
 def build(folder: Path) -> Path:
-    """A folder with `sd3`, `flux`, `clip` and `prompts.txt`."""
+    """A folder with `sd3`, `flux`, `tiny`, `clip` and `prompts.txt`."""
     tiny.build_sd3(folder / "sd3")
     tiny.build_flux(folder / "flux")
+    tiny.build_tiny(folder / "tiny")
     tiny.build_clip(folder / "clip")
     (folder / "prompts.txt").write_text("red circle\nblue square\ngreen cross\n")
     return folder
@@ -76,6 +77,12 @@ def flux(recipe: Recipe) -> Recipe:
     fields["model"] |= {"family": "flux", "path": str(folder), "t5": True, "resolution": (12, 16)}
     fields["model"] |= {"true_cfg": 1.5, "lora_targets": tiny.TARGETS}
     return Recipe.model_validate(fields)
+
+
+def with_tiny_decoder(recipe: Recipe, world: Path) -> Recipe:
+    """The same with transitions scored by the AutoencoderTiny of the world."""
+    changes = {"decoder": "tiny", "tiny_path": str(world / "tiny")}
+    return recipe.model_copy(update={"perceptual": recipe.perceptual.model_copy(update=changes)})
 
 
 def first(recipe: Recipe) -> Prompt:

@@ -46,6 +46,8 @@ def write_recipe(world: Path, runs: Path, name: str, process: str = "reverse") -
     recipe = worlds.recipe(world, runs, backend="local")
     if process == "forward":
         recipe = worlds.forward(recipe)
+    if process == "tiny decoder":
+        recipe = worlds.with_tiny_decoder(recipe, world)
     changed = recipe.model_copy(
         update={"run": recipe.run.model_copy(update={"name": name, "steps": 6})}
     )
@@ -55,7 +57,7 @@ def write_recipe(world: Path, runs: Path, name: str, process: str = "reverse") -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["reverse", "forward"])
+@pytest.mark.parametrize("way", ["reverse", "forward", "tiny decoder"])
 def test_invariant_8_a_killed_and_resumed_run_equals_the_straight_run(world, tmp_path, way):
     straight = tmp_path / "straight"
     output = finish(start("--config", str(write_recipe(world, tmp_path, "straight", way))))

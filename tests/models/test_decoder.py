@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
 
-from percent_ray.models import sd3
+from percent_ray.models import decoder, flux, sd3
+from percent_ray.recipe.tree import Model
 from tests.models.cases import CPU, noise, policy
-from tests.tiny import sd3_config
+from tests.tiny import build_tiny, sd3_config
 
 
 @pytest.mark.parametrize(("resolution", "hint"), [(18, "multiple of 4"), (64, "up to 32")])
@@ -48,3 +51,66 @@ def test_decode_refuses_pixels_that_are_not_finite(folder):
     decoder = sd3.load_decoder(sd3_config(folder), device=CPU)
     with pytest.raises(ValueError, match="not finite"):
         decoder.decode(torch.full((1, 4, 8, 8), float("nan")))
+
+
+def tiny(folder, path, **changes):
+    model = sd3_config(folder, **changes)
+    return decoder.load_tiny(model, str(path), default="nobody/nothing", device=CPU)
+
+
+def test_a_tiny_decoders_pictures_are_those_of_the_policys_own_latents(folder, tmp_path):
+    """Also where its config has a scale and a shift: those of TAESD's family are not to be used."""
+    build_tiny(tmp_path, scaling_factor=2.0, shift_factor=0.5)
+    loaded = tiny(folder, tmp_path, dtype="bfloat16")
+    latents = 2 * noise(3, 4, 8, 8)
+    with torch.no_grad():
+        pictures = AutoencoderTiny.from_pretrained(tmp_path).decode(latents).sample
+    expected = ((pictures / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    assert expected.shape == (3, 3, 16, 16)
+    assert expected.float().std() > 1
+    images = loaded.decode(latents)
+    assert images.dtype == torch.uint8
+    assert (images.int() - expected.int()).abs().max() <= 1
+    assert f"transitions: AutoencoderTiny of {tmp_path}, " in loaded.describe()
+    with pytest.raises(ValueError, match="AutoencoderTiny gave pixels that are not finite"):
+        loaded.decode(torch.full((1, 4, 8, 8), float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"latent_channels": 16}, "has 16 latent channels and scales by 2, the VAE of .* has 4 "),
+        ({"upsampling_scaling_factor": 4}, "has 4 latent channels and scales by 4, .* by 2; give"),
+    ],
+)
+def test_a_tiny_decoder_of_other_latents_is_one_line(folder, tmp_path, changes, said):
+    build_tiny(tmp_path, **changes)
+    with pytest.raises(ValueError, match=rf"^perceptual\.tiny_path: decoder of .*{said}") as caught:
+        tiny(folder, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_tiny_decoder_is_one_line(folder, tmp_path):
+    with pytest.raises(ValueError, match="is of class AutoencoderKL, not AutoencoderTiny; give"):
+        tiny(folder, folder / "vae")
+    build_tiny(tmp_path)
+    [file] = tmp_path.glob("*.safetensors")
+    state = load_file(file)
+    del state["decoder.layers.0.weight"]
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"^perceptual\.tiny_path: decoder of .* 1 missing"):
+        tiny(folder, tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"^perceptual\.tiny_path: decoder of .*has no model\."):
+        tiny(folder, tmp_path)
+
+
+def test_an_empty_path_is_the_familys_own_or_the_embedded_worlds(folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for loaders, name in ((sd3, "madebyollin/taesd3"), (flux, "madebyollin/taef1")):
+        with pytest.raises(ValueError, match=f"perceptual.tiny_path: decoder of {name}: "):
+            decoder.load_tiny(sd3_config(folder), "", default=loaders.TINY, device=CPU)
+    world = Model(path="shapes/sd3")
+    found = decoder.load_tiny(world, "", default=sd3.TINY, device=CPU)
+    assert "AutoencoderTiny of " in found.describe()
+    assert found.decode(noise(2, 8, 8, 8)).shape == (2, 3, 32, 32)

@@ -118,6 +118,8 @@ def test_null_takes_a_scorer_out(folder):
         ("--run.seed", "--run.seed: has no value; give --run.seed VALUE"),
         ("seven", "'seven': unexpected; overrides are --section.key value"),
         ("--scorers.pickscore.weight 0", "scorers: none has a weight above 0; set one's weight"),
+        ("--perceptual.tiny_path ./x", "perceptual.tiny_path: no folder {here}/x; give a folder"),
+        ("--perceptual.decoder small", "perceptual.decoder: got 'small'"),
         ("--model.path ./x", "model.path: no folder {here}/x; give a folder or a hub id such as"),
         ("--data.prompts x.txt", "data.prompts: no file {here}/x.txt"),
         ("--model.family sd9", "model.family: unknown 'sd9'; known are"),
@@ -201,10 +203,12 @@ def test_paths_of_a_file_are_relative_to_it_and_those_of_the_command_line_to_her
     (there / "model").mkdir(parents=True)
     (there / "mine.txt").write_text(PROMPTS)
     (folder / "mine.txt").write_text(PROMPTS)
-    (there / "file.yaml").write_text("data: {prompts: mine.txt}\nmodel: {path: ./model}\n")
+    (there / "file.yaml").write_text(
+        "data: {prompts: mine.txt}\nmodel: {path: ./model}\nperceptual: {tiny_path: ./model}\n"
+    )
     got = load(there / "file.yaml")
     assert got.data.prompts == str(there / "mine.txt")
-    assert got.model.path == str(there / "model")
+    assert got.model.path == got.perceptual.tiny_path == str(there / "model")
     got = load(there / "file.yaml", ["--data.prompts", "mine.txt"])
     assert got.data.prompts == str(folder / "mine.txt")
 

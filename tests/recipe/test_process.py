@@ -49,6 +49,21 @@ def test_a_layout_that_cannot_tell_signal_from_noise_is_told():
     assert "6 groups do not divide among 4 learners" in line
 
 
+def test_a_tiny_decoder_that_is_not_used_is_told():
+    pec = RECIPES / "shapes_pec.yaml"
+    [line] = notes(recipes.load(pec, ["--perceptual.tiny_path", "shapes/tiny"]))
+    assert line == "perceptual.decoder full: perceptual.tiny_path shapes/tiny is not read"
+    tiny = ["--perceptual.decoder", "tiny", "--perceptual.decode", "clean"]
+    assert notes(recipes.load(pec, tiny)) == []
+    [line] = notes(recipes.load(pec, [*tiny, "--perceptual.spaces", "[]"]))
+    assert line.startswith("perceptual.decoder tiny is not loaded: no transition is scored")
+    [_, unread] = notes(recipes.load(NFT, ["--perceptual.decoder", "tiny"]))
+    assert "perceptual.decoder tiny" in unread
+    [line] = notes(recipes.load(pec, ["--perceptual.decoder", "tiny"]))
+    assert "decoded noisy" in line
+    assert "compare_decoders.py" in line
+
+
 def test_keys_of_the_forward_process_are_not_read_by_the_other():
     recipe = recipes.load(RECIPES / "shapes_pec.yaml", ["--learner.old.most", "0.9"])
     assert notes(recipe) == ["not read under learner.process reverse: learner.old.most 0.9"]

@@ -3,11 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
 from percent_ray.data import arrow
 from percent_ray.recipe.tree import Perceptual, Recipe, Sampling, Scorer
 from percent_ray.roles.perception import PerceptionWorker, retried
+from percent_ray.roles.rollout import RolloutWorker
+from percent_ray.scorers.base import load_scorer
 from percent_ray.types import Perception, Prompt, Span, Trajectory
+from tests.end_to_end import world as worlds
 
 K, S = 4, 3
 STD = np.array([0.7, 0.5, 0.3], np.float32)
@@ -130,6 +134,46 @@ def test_an_optional_reward_that_fails_is_left_out_and_counted():
     assert broken.calls == 1
     assert list(seen.rewards) == ["pickscore"]
     assert seen.failures == ("scorers.clip: RuntimeError: out of",)
+
+
+def test_the_tiny_decoder_makes_scored_transitions_and_no_finished_image(world):
+    recipe = worlds.recipe(world, world)
+    trajectory = RolloutWorker(recipe, worker="test").sample(0, Prompt("a red circle"), 0)
+    full = PerceptionWorker(recipe, worker="test")
+    tiny = PerceptionWorker(worlds.with_tiny_decoder(recipe, world), worker="test")
+    assert ["decoder" in line for line in tiny.ready()] == [True, True, False, False]
+    assert len(full.ready()) == 3
+    expected, seen = (w.perceive(trajectory, pictures=True) for w in (full, tiny))
+    assert (seen.thumbnails == expected.thumbnails).all()
+    assert (seen.rewards["pickscore"] == expected.rewards["pickscore"]).all()
+    assert (seen.features["clip"] == expected.features["clip"]).all()
+    vae = AutoencoderTiny.from_pretrained(world / "tiny").requires_grad_(False)
+    scorer = load_scorer("pickscore", recipe.scorers["pickscore"], device=torch.device("cpu"))
+    features = []
+    for name, start in (("latents", 1), ("means", 0)):
+        rows = arrow.column(trajectory.payload, name)[:, start:]
+        pixels = vae.decode(rows.flatten(0, 1)).sample / 2 + 0.5
+        encoded = scorer.encode((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
+        features.append(encoded / encoded.norm(dim=1, keepdim=True) * math.sqrt(encoded.shape[1]))
+    residual = (features[0] - features[1]).square().mean(1).view(4, 3)
+    variance = torch.tensor(trajectory.std) ** 2
+    found = -residual / (2 * variance) - 0.5 * variance.log() - 0.5 * math.log(2 * math.pi)
+    ours = torch.tensor(seen.log_p_perc["pickscore"])
+    torch.testing.assert_close(ours, found, rtol=1e-3, atol=1e-4)
+    assert (ours - torch.tensor(expected.log_p_perc["pickscore"])).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("way", ["no space", "forward"])
+def test_no_tiny_decoder_is_loaded_where_no_transition_is_scored(world, way):
+    recipe = worlds.with_tiny_decoder(worlds.recipe(world, world), world)
+    if way == "forward":
+        recipe = worlds.forward(recipe)
+    else:
+        fields = recipe.model_dump() | {"method": {"name": "flow_grpo"}}
+        fields["perceptual"]["spaces"] = ()
+        recipe = Recipe.model_validate(fields)
+    lines = PerceptionWorker(recipe, worker="test").ready()
+    assert not [line for line in lines if "AutoencoderTiny" in line]
 
 
 def test_retried_raises_the_last_error():

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusion3Pipeline
 from transformers import CLIPModel, CLIPProcessor, Dinov2Model
 
-from jobs.pretrain_shapes import clip, dino, flow, preferences, prompts, report, vae
+from jobs.pretrain_shapes import clip, dino, flow, preferences, prompts, report, tiny, vae
 from jobs.pretrain_shapes.common import Ema, Rates, fit, psnr, to_unit, warmup_cosine
 from jobs.pretrain_shapes.views import augment, corrupt
 from percent_ray.shapes import scenes
@@ -21,6 +21,9 @@ def test_two_steps_of_everything_write_loadable_folders(tmp_path):
     """The trainings run and leave folders that plain from_pretrained reads."""
     vae.train(tmp_path / "sd3/vae", seed=0, steps=1, batch=2, scene_count=16)
     autoencoder = AutoencoderKL.from_pretrained(tmp_path / "sd3/vae", dtype=torch.float32)
+    tiny.train(tmp_path / "tiny", autoencoder=autoencoder, seed=0, steps=1, batch=2, scene_count=16)
+    small = AutoencoderTiny.from_pretrained(tmp_path / "tiny")
+    assert small.config.latent_channels == vae.LATENT_CHANNELS
     flow.train(tmp_path / "sd3", seed=0, steps=2, batch=2, scene_count=8)
     pipe = StableDiffusion3Pipeline.from_pretrained(
         tmp_path / "sd3", text_encoder_3=None, tokenizer_3=None

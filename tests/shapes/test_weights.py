@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusion3Pipeline
 from transformers import (
     AutoImageProcessor,
     BitImageProcessor,
@@ -16,10 +16,11 @@ from transformers import (
     Dinov2Model,
 )
 
-from jobs.pretrain_shapes import clip, dino, flow, preferences, report, vae
+from jobs.pretrain_shapes import clip, dino, flow, preferences, report, tiny, vae
 from jobs.pretrain_shapes.common import psnr, to_unit
 from jobs.pretrain_shapes.text import MAX_LENGTH, WORDS
 from jobs.pretrain_shapes.views import augment
+from percent_ray.preview import meta
 from percent_ray.shapes import scenes
 
 WEIGHTS = Path(str(files("percent_ray.shapes"))) / "weights"
@@ -63,7 +64,7 @@ def test_all_weights_are_safetensors_and_at_most_20_mb():
     paths = [path for path in WEIGHTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in paths) <= 20e6
     assert {path.suffix for path in paths} <= {".safetensors", ".json", ".txt"}
-    names = {"sd3", "clip", "dino", *RANKERS}
+    names = {"sd3", "tiny", "clip", "dino", *RANKERS}
     assert {path.name for path in WEIGHTS.iterdir()} == names
 
 
@@ -117,6 +118,24 @@ def test_training_conditions_on_what_the_pipeline_encodes(pipe):
 def test_vae_reconstructs_held_out_scenes(pipe):
     images, _ = scenes.dataset(64, SEED)
     assert psnr(images, vae.reconstruct(pipe.vae, images)) >= 32
+
+
+def test_the_tiny_decoder_makes_the_vaes_pictures_at_a_quarter_of_the_cost(pipe):
+    small = AutoencoderTiny.from_pretrained(WEIGHTS / "tiny", torch_dtype=torch.float32)
+    images, _ = scenes.dataset(64, SEED)
+    assert tiny.agreement(small, pipe.vae, images) >= 32
+    latents = vae.encode(pipe.vae, images[:1])
+    costs = [meta.flops(lambda decoder=d: decoder.decode(latents)) for d in (pipe.vae, small)]
+    assert costs[1] < 0.3 * costs[0]
+    assert sum(file.stat().st_size for file in (WEIGHTS / "tiny").iterdir()) <= 500e3
+
+
+def test_the_tiny_encoder_makes_the_vaes_latents(pipe):
+    small = AutoencoderTiny.from_pretrained(WEIGHTS / "tiny", torch_dtype=torch.float32)
+    images, _ = scenes.dataset(64, SEED)
+    with torch.no_grad():
+        latents = tiny.encoded_of(small, to_unit(images))
+    assert (latents - vae.encode(pipe.vae, images)).square().mean() < 0.1
 
 
 def test_latents_are_about_unit_normal(pipe):
