@@ -41,6 +41,7 @@ class Replay:
         self._sampling = recipe.sampling
         self._sigmas = policy.sigmas(recipe.sampling.steps)
         self._own = recipe.objective.old_log_prob == "replayed"
+        self._compiled = recipe.model.compile
         self._old: dict[tuple[int, int], Float32[Tensor, " S"]] = {}
         """Old log-probs by image, replayed before the first optimizer step, which needs none."""
 
@@ -49,13 +50,14 @@ class Replay:
         asked = any(row.weights.kl_old is not None for row in batch.rows)
         return ("latents", "log_probs", "means") if asked else ("latents", "log_probs")
 
-    @torch.no_grad()
     def begin(self, later: Iterator[MicroBatch]) -> None:
         """Take their old log-probs at these batch shapes, where the recipe asks for it."""
         self._old.clear()
         for batch in later if self._own else ():
             steps = range(batch.weights.advantage.shape[1])
-            found = [self._transition(batch, s).log_prob(_next(batch, s)) for s in steps]
+            # A compiled block takes other kernels, which round otherwise, without gradients.
+            with torch.set_grad_enabled(self._compiled):
+                found = [self._log_prob(batch, step).detach() for step in steps]
             self._old |= zip(batch.ids, torch.stack(found, dim=1), strict=True)
 
     def check(self, first: Mapping[str, float]) -> Mapping[str, float]:
@@ -64,11 +66,12 @@ class Replay:
         floor, share = first[DEVIATION], first["ratio/outside"]
         clip = min(self._objective.clip_low, self._objective.clip_high)
         if floor > clip / 2:
+            same = "model.compile false" if self._compiled else "model.dtype float32"
             raise ValueError(
                 f"before the first update the ratio is up to {floor:.1e} from 1 ({share:.0%} of "
                 "transitions lie outside the clip range): draw and replay round differently, by "
                 f"more than half of objective.clip_low or clip_high, {clip:g}; set "
-                "objective.old_log_prob replayed, model.dtype float32, or a wider clip range"
+                f"objective.old_log_prob replayed, {same}, or a wider clip range"
             )
         return {FLOOR: floor, f"{FLOOR}_outside": share}
 
@@ -118,6 +121,9 @@ class Replay:
             return batch.columns["log_probs"][:, step]
         old = [self._old[image][step] for image in batch.ids if image in self._old]
         return torch.stack(old) if old else None
+
+    def _log_prob(self, batch: MicroBatch, step: int) -> Float32[Tensor, " B"]:
+        return self._transition(batch, step).log_prob(_next(batch, step))
 
     @torch.no_grad()
     def _referred(self, batch: MicroBatch, step: int) -> Transition:

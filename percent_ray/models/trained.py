@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +24,10 @@ WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
 SHARD = "5GB"
 """Most weights in one of them."""
+COMPILERS = "gcc", "cc", "clang"
+"""One of them makes the kernels of compiled blocks, or on a GPU what launches them."""
+KERNELS = 64
+"""Most variants of a compiled block: by kind of block, shapes, gradients and adapter on or off."""
 
 
 class Trained(ABC):
@@ -163,6 +169,7 @@ class Trained(ABC):
         if self._frozen is None:
             network = read(self._model, self.transformer, self._device)
             self._frozen = network.requires_grad_(False).to(self._device)
+            _compile(self._model, network)
         trained, self.module = self.module, cast(nn.Module, self._frozen)
         try:
             yield
@@ -223,6 +230,11 @@ class Trained(ABC):
         dtype = str(next(iter(trained.values())).dtype).removeprefix("torch.")
         base = f"policy: {self.transformer} of {self._model.path}, "
         read_from = self._variants()
+        if self._model.compile:
+            read_from += (
+                f"; its {len(blocks(self._network))} repeated blocks are compiled at the first "
+                "calls, which takes minutes"
+            )
         if not self._model.lora_rank:
             return f"{base}{whole:,} weights, none missing, all trained in {dtype}{read_from}"
         return (
@@ -266,7 +278,35 @@ def adapt(model: tree.Model, network: Any, *, seed: int, device: torch.device) -
         )
     if model.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    return network.to(device)
+    network.to(device)
+    _compile(model, network)
+    return network
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a transformer: what its own lists of layers hold."""
+    return [b for child in network.children() if isinstance(child, nn.ModuleList) for b in child]
+
+
+def _compile(model: tree.Model, network: nn.Module) -> None:
+    """Compile the repeated blocks in place, which keeps every name, where the recipe asks for it
+    and there is something to compute. diffusers' own `compile_repeated_blocks` knows no blocks of
+    SD3. Raises ValueError where there is no C compiler."""
+    if not model.compile or next(network.parameters()).device.type == "meta":
+        return
+    named = os.environ.get("CC")
+    if not any(map(shutil.which, [named] if named else COMPILERS)):
+        raise ValueError(
+            f"model.compile true needs a C compiler and none of {named or ', '.join(COMPILERS)} is "
+            "found; install one or set it to false"
+        )
+    import torch._dynamo.config as limits
+
+    limits.recompile_limit = max(limits.recompile_limit, KERNELS)
+    for block in blocks(network):
+        # Not dynamic: a kernel then depends on its shapes and not on those seen before, so that a
+        # resumed run has the same ones. And whole: what cannot be compiled is an error.
+        block.compile(dynamic=False, fullgraph=True)
 
 
 def scheduler(model: tree.Model) -> Any:

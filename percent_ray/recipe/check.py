@@ -135,6 +135,11 @@ def _sizes(recipe: "Recipe") -> Iterator[str]:
             f"{recipe.runtime.learner.workers} x learner.micro_batch {recipe.learner.micro_batch}"
             f" = {share}; set learner.micro_batch or groups_per_step"
         )
+    if recipe.model.compile and recipe.runtime.backend == "ray" and recipe.learner.zero_stage == 3:
+        yield (
+            "model.compile true does not go with learner.zero_stage 3, which gathers weights "
+            "inside the compiled blocks; set learner.zero_stage 2 or model.compile false"
+        )
     if recipe.runtime.backend == "local" and recipe.runtime.learner.workers > 1:
         yield (
             f"runtime.backend local has one learner, runtime.learner.workers is "

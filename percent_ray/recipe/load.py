@@ -27,6 +27,7 @@ FREE = (
     "run.checkpoint_every",
     "run.keep_checkpoints",
     "model.gradient_checkpointing",
+    "model.compile",
     "scorers.NAME.batch_size",
     "sampling.batch_size",
     "perceptual.batch_size",

@@ -69,6 +69,9 @@ class Model(Section):
     """Suffixes of the layers that get an adapter."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    compile: bool = False
+    """torch.compile of the repeated blocks, minutes at the first calls. Draw and replay then round
+    differently: in bfloat16 set objective.old_log_prob replayed."""
 
     @property
     def folder(self) -> str:

@@ -8,6 +8,8 @@ from percent_ray.data import arrow
 from percent_ray.flow.noise import generator
 from percent_ray.flow.sde import transition
 from percent_ray.learn.batch import chunks
+from percent_ray.learn.engine import TorchEngine
+from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, draw_batch, fake_recipe, make_learner
 
 
@@ -142,6 +144,27 @@ def test_replayed_old_log_probs_are_the_learners_before_its_first_update(tmp_pat
         assert update.metrics["ratio/max_dev"] > 1e-4
     for name, weight in learner._policy.trainable().items():
         torch.testing.assert_close(weight, plain._policy.trainable()[name], rtol=0, atol=1e-6)
+
+
+class OtherKernels(FakePolicy):
+    """Rounds otherwise with gradients than without, as compiled blocks do in bfloat16."""
+
+    def velocity(self, latents, sigma, condition):
+        return super().velocity(latents, sigma, condition) + 1e-2 * torch.is_grad_enabled()
+
+
+def test_a_compiled_models_old_log_probs_are_its_own_with_gradients(tmp_path):
+    """In two optimizer steps at no learning rate; and what was drawn without them is refused."""
+    changes = {"learner": {"updates": 2, "ema_decay": 0, "lr": 1e-30}, "model": {"compile": True}}
+    batch = draw_batch(OtherKernels(), fake_recipe(tmp_path))
+    for objective in ({"old_log_prob": "replayed"}, {"clip_low": 1e-4}):
+        recipe, policy = fake_recipe(tmp_path, objective=objective, **changes), OtherKernels()
+        learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
+        if "clip_low" not in objective:
+            assert learner.update(batch).metrics["ratio/max_dev"] < 2e-6
+            continue
+        with pytest.raises(ValueError, match=r"_prob replayed, model\.compile false, or"):
+            learner.update(batch)
 
 
 @torch.no_grad()

@@ -104,11 +104,25 @@ def test_on_the_meta_device_a_model_has_every_shape_and_no_weight(kind, where):
     assert (velocity.shape, velocity.device.type) == (latents.shape, "meta")
 
 
-def ratios(kind, where, *, dtype, guidance, draw, micro_batch, images=8, old="drawn", updates=1):
+def ratios(
+    kind,
+    where,
+    *,
+    dtype,
+    guidance,
+    draw,
+    micro_batch,
+    images=8,
+    old="drawn",
+    updates=1,
+    compile=False,
+):
     """The ratio's metrics of images drawn and replayed by the shipped model with unchanged
     weights: several updates at no learning rate."""
     recipe = Recipe(
-        model=kind.settings(where, **kind.world, guidance=guidance, dtype=dtype, lora_rank=4),
+        model=kind.settings(
+            where, **kind.world, guidance=guidance, dtype=dtype, lora_rank=4, compile=compile
+        ),
         scorers={"pickscore": Scorer(path="shapes/pickscore", weight=1.0)},
         sampling=Sampling(steps=6, group_size=images, batch_size=draw),
         objective=Objective(old_log_prob=old),
@@ -247,6 +261,70 @@ def test_gradient_checkpointing_changes_no_gradient(kind, where):
         gradients.append([p.grad for p in policy.trainable().values()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.fixture
+def without_kernels(monkeypatch):
+    """Blocks are traced, with their gradients, and run by torch's own kernels: in seconds."""
+    plain = torch.nn.Module.compile
+    traced = partial(plain, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block, **how: traced(block, **how))
+
+
+def compiled_and_plain(kind, where, **changes):
+    for compiled in (True, False):
+        policy = kind.policy(where, compile=compiled, **changes)
+        perturb(policy.trainable())
+        yield policy
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_blocks_change_no_name_and_no_number(
+    kind, where, tmp_path, without_kernels, checkpointing
+):
+    policies = list(compiled_and_plain(kind, where, gradient_checkpointing=checkpointing))
+    for policy in policies:
+        policy.velocity(*case(policy)).square().sum().backward()
+    compiled, plain = policies
+    assert all(block._compiled_call_impl for block in trained.blocks(compiled.module))
+    assert "2 repeated blocks are compiled at the first calls" in compiled.describe()
+    assert list(compiled.module.state_dict()) == list(plain.module.state_dict())
+    assert compiled.trainable().keys() == plain.trainable().keys()
+    for one, other in zip(compiled.trainable().values(), plain.trainable().values(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
+    weights = {name: torch.zeros_like(p) for name, p in compiled.trainable().items()}
+    plain.save(str(tmp_path), weights)
+    with torch.no_grad():
+        for policy in policies:
+            policy.velocity(*case(policy))
+            policy.load(str(tmp_path))
+        velocity, expected = (policy.velocity(*case(policy)) for policy in policies)
+        with compiled.reference():
+            reference = compiled.velocity(*case(compiled))
+    torch.testing.assert_close(velocity, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reference, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@shipped
+def test_a_compiled_bfloat16_model_learns_from_its_own_replay(kind, where):
+    """Torch's compiler itself: the draw, which has no gradients, rounds otherwise."""
+    options = {"dtype": "bfloat16", "guidance": 4.5, "draw": 4, "micro_batch": 2, "images": 4}
+    compiled = {"compile": True, "updates": 2}
+    with pytest.raises(ValueError, match=r"up to .* set objective\.old_log_prob replayed"):
+        ratios(kind, where, **options, **compiled)
+    assert ratios(kind, where, **options, **compiled, old="replayed")["ratio/max_dev"] == 0
+
+
+def test_a_model_is_not_compiled_without_a_c_compiler(kind, where, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ValueError, match=r"compile true needs a C .* gcc, cc, clang is found; ins"):
+        kind.policy(where, compile=True)
+    monkeypatch.setenv("CC", "none-such")
+    with pytest.raises(ValueError, match=r"none of none-such is found; install one or set it to f"):
+        kind.policy(where, compile=True)
 
 
 def test_a_bfloat16_model_keeps_a_float32_adapter(kind, where):

@@ -174,6 +174,13 @@ def test_indivisible_sizes_name_the_numbers(folder):
     assert "set learner.micro_batch or groups_per_step" in found
 
 
+def test_compiled_blocks_do_not_go_with_zero_3(folder):
+    asked = ["--model.compile", "true", "--learner.zero_stage", "3"]
+    (found,) = problems(*asked)
+    assert "set learner.zero_stage 2 or model.compile false" in found
+    load(None, [*asked, "--learner.zero_stage", "2"])
+
+
 def test_every_problem_is_told_at_once(folder):
     assert len(problems("--learner.lrr", "1", "--run.steps", "x", "--model.t5", "7")) == 3
     crossed = problems("--data.prompts", "x", "--scorers.pickscore.weight", "0")
