@@ -28,6 +28,8 @@ FREE = (
     "run.keep_checkpoints",
     "model.gradient_checkpointing",
     "scorers.NAME.batch_size",
+    "scorers.NAME.token_env",
+    "scorers.NAME.timeout_s",
     "sampling.batch_size",
     "perceptual.batch_size",
     "learner.micro_batch",
