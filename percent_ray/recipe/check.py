@@ -67,6 +67,9 @@ def _paths(recipe: "Recipe") -> Iterator[str]:
 def _spaces(recipe: "Recipe") -> Iterator[str]:
     if not any(s.weight for s in recipe.scorers.values()):
         yield "scorers: none has a weight above 0; set one's weight"
+    for name, scorer in recipe.scorers.items():
+        if scorer.normalize and not scorer.weight:
+            yield f"scorers.{name}.normalize: its weight is 0; set weight, or leave normalize out"
     asked = {
         "perceptual.spaces": recipe.perceptual.spaces,
         "monitor.spaces": recipe.monitor.spaces,

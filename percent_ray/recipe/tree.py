@@ -99,6 +99,9 @@ class Scorer(Section):
     """http, unifiedreward: longest wait for one answer."""
     weight: NonNegative = 0.0
     """Of its score in the reward; 0 when it only encodes or only reports."""
+    normalize: bool = False
+    """Divide its score by its std within the group before it is weighted, so that scorers of unlike
+    spreads count by their weights. Metrics report the score as it is."""
     batch_size: PositiveInt = 48
     """Images that it scores or encodes in one call."""
     required: bool = True

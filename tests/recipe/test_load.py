@@ -173,6 +173,10 @@ def test_null_takes_a_scorer_out(folder):
         ),
         ("--scorers.mine.weight 1", "scorers: unknown 'mine'; known are"),
         ("--model.path http://x/y", "model.path: http://x/y is a URL; give a folder or a hub id"),
+        (
+            "--scorers.clip.normalize true",
+            "scorers.clip.normalize: its weight is 0; set weight, or leave normalize out",
+        ),
         ("--scorers.vae.kind clip", "scorers: 'vae' can be no name; give letters, digits, '_' and"),
         ("--sampling.window_size 30", "sampling.window_size: an SDE window of 30 steps does not"),
         ("--sampling.train_fraction 0.001", "sampling.train_fraction: a trained fraction of 0.001"),
