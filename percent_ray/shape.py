@@ -1,8 +1,8 @@
 """The third verb: a step's perceptions in, a batch with the method's weights out. Pure; runs on the
 driver.
 
-An image's reward is the weighted sum of its scores; what becomes of it is up to the recipe's method
-(objective/methods).
+An image's reward is the weighted sum of its scores, normalized or as they are; what becomes of it
+is up to the recipe's method (objective/methods).
 """
 
 from collections.abc import Sequence
@@ -79,7 +79,8 @@ def shape(
 
 
 def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards, entropies and diversity of groups, each averaged over the groups that have it.
+    """Rewards, entropies and diversity of groups, each averaged over the groups that have it;
+    rewards are raw, whether or not they are normalized where they are learned from.
 
     `entropy/policy` is measured: -E log pi_old of the drawn latents. `entropy/policy_schedule` is
     the closed form of the transitions that drew them, which the first must equal up to its noise.
@@ -94,7 +95,7 @@ def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
         for name, scores in perception.rewards.items():
             note(f"reward/{name}_mean", float(scores.mean()))
             note(f"reward/{name}_std_in_group", float(scores.std()))
-        rewards = _reward(recipe, perception)
+        rewards = _reward(recipe, perception, normalize=False)
         note("reward/mean", rewards.mean().item())
         note("reward/std_in_group", rewards.std(correction=0).item())
         if trajectory.steps:
@@ -117,10 +118,17 @@ def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
     }
 
 
-def _reward(recipe: Recipe, perception: Perception) -> Float32[Tensor, " K"]:
+def _reward(recipe: Recipe, perception: Perception, *, normalize: bool) -> Float32[Tensor, " K"]:
     """Weighted sum of the scores; judges weigh 0. An optional scorer that failed for the group adds
-    nothing to any of its images, which leaves the differences in the group to the others."""
-    parts = [recipe.scorers[n].weight * torch.tensor(v) for n, v in perception.rewards.items()]
+    nothing to any of its images, which leaves the differences in the group to the others.
+
+    What is learned from has those normalized whose recipe says so; what is reported has none."""
+    parts: list[Tensor] = []
+    for name, scores in perception.rewards.items():
+        settings, values = recipe.scorers[name], torch.tensor(scores)
+        if normalize and settings.normalize:
+            values = advantage.normalized(values)
+        parts.append(settings.weight * values)
     return torch.stack(parts).sum(0)
 
 
@@ -133,7 +141,7 @@ def _signals(
     scores = set.intersection(*(set(p.rewards) for p in perceptions))
     return Signals(
         group_ids=torch.tensor([t.group_id for t in trajectories]),
-        rewards=torch.stack([_reward(recipe, p) for p in perceptions]),
+        rewards=torch.stack([_reward(recipe, p, normalize=True) for p in perceptions]),
         scores={k: _stack([p.rewards[k] for p in perceptions]) for k in scores},
         log_prob=_stack([p.log_p_policy for p in perceptions]),
         log_p_perc={

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from percent_ray.recipe.tree import Monitor, Objective, Recipe, Sampling, Scorer
-from percent_ray.shape import Group, shape
+from percent_ray.shape import Group, describe, shape
 from percent_ray.types import Perception, Prompt, Span, Trajectory
 
 K = 4
@@ -121,6 +121,102 @@ def test_an_optional_reward_that_failed_leaves_the_others_to_decide():
     expected = advantages(2.0 * seen.rewards["pickscore"])
     np.testing.assert_allclose(batch.rows[0].weights.advantage[:, 0], expected, rtol=1e-5)
     assert "reward/clip_mean" not in metrics
+
+
+SPREADS = {"pickscore": 1.0, "clip": 0.01}
+
+
+def unlike(number: int, spreads: dict[str, float] = SPREADS) -> Group:
+    """A group whose scores are independent, of these spreads, each around a mean of its own."""
+    draws = np.random.default_rng(number)
+    k = 400
+    scores = {name: spread * draws.standard_normal(k) for name, spread in spreads.items()}
+    rewards = {name: (draws.normal() + s).astype(np.float32) for name, s in scores.items()}
+    seen = {"features": {"clip": draws.standard_normal((k, 4)).astype(np.float32)}}
+    shapes = {"log_p_perc": {"pickscore": np.zeros((k, 2), np.float32)}}
+    return group(
+        number, rewards=rewards, log_p_policy=np.zeros((k, 3), np.float32), **seen, **shapes
+    )
+
+
+def normalizing(scope: str, *names: str, weights: tuple[float, float] = (1.0, 1.0)) -> Recipe:
+    fields = recipe().model_dump()
+    fields["objective"]["advantage_std"] = scope
+    for (name, scorer), weight in zip(fields["scorers"].items(), weights, strict=True):
+        scorer |= {"weight": weight, "normalize": name in names}
+    return Recipe.model_validate(fields)
+
+
+def correlations(chosen: Recipe, groups: list[Group]) -> np.ndarray:
+    """Of each group's advantages with its scores, [G, scorers]."""
+    batch, _, _ = shape(chosen, 3, groups, {})
+    return np.array(
+        [
+            [np.corrcoef(row.weights.advantage[:, 0], s)[0, 1] for s in seen.rewards.values()]
+            for row, (_, seen) in zip(batch.rows, groups, strict=True)
+        ]
+    )
+
+
+@pytest.mark.parametrize("scope", ["group", "global"])
+def test_normalized_rewards_of_unlike_spreads_correlate_alike_with_the_advantage(scope):
+    groups = [unlike(0), unlike(1, {"pickscore": 1.0, "clip": 0.0003})]
+    large, small = correlations(normalizing(scope), groups).T
+    assert (large > 0.99).all()
+    assert (abs(small) < 0.15).all()
+    large, small = correlations(normalizing(scope, "pickscore", "clip"), groups).T
+    np.testing.assert_allclose(large, small, atol=3e-3)
+    assert (large > 0.6).all()
+    # Its weight is all that tells them apart: (3 + rho) / (1 + 3 rho) in every group.
+    tripled = normalizing(scope, "pickscore", "clip", weights=(3.0, 1.0))
+    large, small = correlations(tripled, groups).T
+    rho = [np.corrcoef(*seen.rewards.values())[0, 1] for _, seen in groups]
+    expected = [(3 + r) / (1 + 3 * r) for r in rho]
+    np.testing.assert_allclose(large / small, expected, rtol=1e-2)
+
+
+def test_a_groups_mean_and_spread_do_not_reach_a_normalized_advantage():
+    """Under the global std, too, which divides all groups by one number."""
+    first, seen = group(0)
+    moved = {name: 100 + 0.1 * scores for name, scores in seen.rewards.items()}
+    groups = [(first, seen), group(0, rewards=moved)]
+    batch, _, metrics = shape(normalizing("global", "pickscore", "clip"), 3, groups, {})
+    ours, theirs = (row.weights.advantage for row in batch.rows)
+    torch.testing.assert_close(ours, theirs, atol=1e-2, rtol=0)
+    assert metrics["reward/global_std"] < 2
+
+
+def test_a_normalized_reward_that_is_the_same_for_all_images_leaves_the_others_to_decide():
+    seen = group(0)[1]
+    rewards = seen.rewards | {"clip": np.full(K, 0.1, np.float32)}
+    batch, _, _ = shape(normalizing("group", "clip"), 3, [group(0, rewards=rewards)], {})
+    expected = advantages(seen.rewards["pickscore"])
+    np.testing.assert_allclose(batch.rows[0].weights.advantage[:, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [3, 24, 30])
+def test_a_group_whose_normalized_rewards_are_all_constant_teaches_nothing(size):
+    flat = {name: np.full(size, 0.1, np.float32) for name in SPREADS}
+    shapes = {
+        "log_p_policy": np.zeros((size, 3), np.float32),
+        "log_p_perc": {"pickscore": np.zeros((size, 2), np.float32)},
+        "features": {"clip": np.ones((size, 4), np.float32)},
+    }
+    other = {name: np.arange(size).astype(np.float32) for name in SPREADS}
+    groups = [group(0, rewards=flat, **shapes), group(1, rewards=other, **shapes)]
+    chosen = normalizing("group", "pickscore", "clip")
+    batch, _, metrics = shape(chosen, 3, groups, {})
+    assert [row.group_id for row in batch.rows] == [1]
+    assert metrics["groups/zero_std"] == 1
+    assert metrics["groups/differ"] == 0.5
+
+
+def test_metrics_of_normalized_rewards_are_raw():
+    groups = [group(0), group(1)]
+    found = describe(normalizing("group", "pickscore", "clip"), groups)
+    assert found == describe(normalizing("group"), groups)
+    sums = [sum(seen.rewards.values()) for _, seen in groups]
+    assert found["reward/mean"] == pytest.approx(np.mean(sums), rel=1e-5)
 
 
 def test_the_share_of_groups_whose_rewards_differ_is_of_the_rewards_themselves():

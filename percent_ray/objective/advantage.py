@@ -10,6 +10,23 @@ StdScope = Literal["group", "global"]
 """Whose std divides: each group's own, or that of all rewards of the step (Flow-GRPO's default)."""
 
 
+SPREAD_EPS = 1e-6
+"""Added to a score's spread: well below that of any score, well above float32's rounding of one, so
+that images that score alike are not told apart."""
+
+
+def normalized(scores: Float32[Tensor, " K"]) -> Float32[Tensor, " K"]:
+    """(s - group mean) / (std + 1e-6) with the group's population std, for a sum of scores of
+    unlike spreads (docs/method.md, "GRPO"). Exactly 0 where all are equal.
+
+    The mean goes, too: divided by a spread that differs from group to group, it would make up most
+    of the step's global std.
+    """
+    values = scores.double()
+    spread = values.std(correction=0)
+    return ((values - values.mean()) / (spread + SPREAD_EPS)).float()
+
+
 def advantages(
     rewards: Float32[Tensor, "G K"], *, std: StdScope, eps: float = 1e-4, clip: float = 5.0
 ) -> Float32[Tensor, "G K"]:

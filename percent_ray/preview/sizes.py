@@ -139,10 +139,14 @@ def _text(recipe: Recipe, policy: Trained) -> Iterator[tuple[str, int]]:
 
 
 def _scorers(recipe: Recipe) -> Iterator[tuple[str, int | None]]:
-    """Bytes of the weight files of each scorer, or what was published at float32."""
+    """Bytes of the weight files of each scorer, or what was published at float32; none of
+    one that a server holds."""
     wanted = {*recipe.scored, *recipe.image_spaces, *recipe.measured_spaces(probe=True)}
     for name in sorted(wanted):
         path = recipe.scorers[name].path or DEFAULTS.get(recipe.kind_of(name), "")
+        if "://" in path:
+            yield name, 0
+            continue
         folder = Path(locate(path)) if path.startswith("shapes/") else Path(path)
         if folder.is_dir():
             files = [*folder.rglob("*.safetensors"), *folder.rglob("*.bin")]

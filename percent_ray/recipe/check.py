@@ -51,6 +51,12 @@ def _paths(recipe: "Recipe") -> Iterator[str]:
     for name, scorer in recipe.scorers.items():
         places.append((f"scorers.{name}.path", scorer.path, partial(locate, takes=EVERY)))
         places.append((f"scorers.{name}.color_path", scorer.color_path, locate))
+        # Not repeated: it may be the token itself.
+        if not re.fullmatch(r"([A-Z_][A-Z0-9_]*)?", scorer.token_env, re.ASCII):
+            yield (
+                f"scorers.{name}.token_env: no name of an environment variable; give one of "
+                "capitals, digits and '_', such as JUDGE_TOKEN"
+            )
     for key, path, find in places:
         try:
             if path:
@@ -62,6 +68,9 @@ def _paths(recipe: "Recipe") -> Iterator[str]:
 def _spaces(recipe: "Recipe") -> Iterator[str]:
     if not any(s.weight for s in recipe.scorers.values()):
         yield "scorers: none has a weight above 0; set one's weight"
+    for name, scorer in recipe.scorers.items():
+        if scorer.normalize and not scorer.weight:
+            yield f"scorers.{name}.normalize: its weight is 0; set weight, or leave normalize out"
     asked = {
         "perceptual.spaces": recipe.perceptual.spaces,
         "monitor.spaces": recipe.monitor.spaces,

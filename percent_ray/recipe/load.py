@@ -29,6 +29,8 @@ FREE = (
     "model.gradient_checkpointing",
     "model.compile",
     "scorers.NAME.batch_size",
+    "scorers.NAME.token_env",
+    "scorers.NAME.timeout_s",
     "sampling.batch_size",
     "perceptual.batch_size",
     "learner.micro_batch",

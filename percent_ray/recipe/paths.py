@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 EMBEDDED = Path(__file__).parents[1] / "shapes"
 
@@ -16,9 +17,12 @@ EVERY: tuple[Place, ...] = ("folder", "hub id", "weights file", "URL")
 def locate(path: str, takes: Collection[Place] = DIFFUSERS) -> str:
     """What `path` stands for: a folder or file of this machine, a hub id or a URL as it is.
 
-    Raises ValueError where it is not there, and where it is none of `takes`.
+    Raises ValueError where it is not there, and where it is none of `takes`; for a URL that is not
+    http or https, has no host, or holds a password.
     """
     place, found = _place(path)
+    if place == "URL" and (problem := _url_problem(path)):
+        raise ValueError(problem)
     if place not in takes:
         raise ValueError(f"{path} is a {place}; give a {' or a '.join(takes)}")
     if place == "folder" and not Path(found).is_dir():
@@ -46,6 +50,20 @@ def locate_prompts(path: str) -> Path:
     if path.startswith("shapes/"):
         return EMBEDDED / "prompts" / path.removeprefix("shapes/")
     return Path(path).expanduser()
+
+
+def _url_problem(path: str) -> str | None:
+    """What is wrong with a URL. A password is not repeated: recipes are written and logged."""
+    try:
+        parts = urlsplit(path)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "no URL; give one such as https://judge:8000/v1"
+    if parts.username is not None:
+        return "a URL that holds a user name or password; leave it out and set token_env"
+    if parts.scheme not in ("http", "https") or not host:
+        return f"{path} is no URL of a server; give one such as https://judge:8000/v1"
+    return None
 
 
 def _place(path: str) -> tuple[Place, str]:

@@ -88,13 +88,23 @@ class Scorer(Section):
     kind: str = ""
     """Module of percent_ray/scorers; the scorer's name where empty."""
     path: str = ""
-    """Folder, hub id, shapes/NAME, or a weights file or URL where the kind takes one; the kind's
-    own default where empty."""
+    """Folder, hub id, shapes/NAME, or a weights file or URL where the kind takes one (http and
+    unifiedreward take a URL only); the kind's own default where empty."""
     color_path: str = ""
     """geneval: folder or hub id of the CLIPModel that names colours in real pictures; OpenAI's
     ViT-L/14 where empty."""
+    served_model: str = ""
+    """unifiedreward: what the model is called at the server; UnifiedReward where empty."""
+    token_env: str = ""
+    """http, unifiedreward: the environment variable that holds the server's bearer token, on every
+    machine that scores; no token is sent where empty."""
+    timeout_s: PositiveFloat = 60.0
+    """http, unifiedreward: longest wait for one answer."""
     weight: NonNegative = 0.0
     """Of its score in the reward; 0 when it only encodes or only reports."""
+    normalize: bool = False
+    """Divide its score by its std within the group before it is weighted, so that scorers of unlike
+    spreads count by their weights. Metrics report the score as it is."""
     batch_size: PositiveInt = 48
     """Images that it scores or encodes in one call."""
     required: bool = True

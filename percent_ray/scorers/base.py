@@ -5,7 +5,7 @@ where left out the scorer's own name):
 
     load(path: str, *, device: torch.device) -> Scorer
 
-A kind that needs a second model takes `color_path: str` beside it, from the recipe's key.
+A kind that needs more takes keys of the recipe beside it, by their names (`OF_SOME`).
 
 `path` is a folder, a hub id, a name of the embedded world such as `shapes/pickscore`, a weights
 file or a URL: the kind refuses what it does not take (`recipe.paths.locate`). Empty stands for the
@@ -29,6 +29,8 @@ from percent_ray.types import Prompt
 
 GREY = 128
 """Pixels of the picture that a scorer is tried on."""
+OF_SOME = ("color_path", "served_model", "token_env", "timeout_s")
+"""Keys of a recipe's scorer that a kind's `load` may take as parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +148,14 @@ def load_scorer(name: str, settings: tree.Scorer, *, device: torch.device) -> Ch
     """The scorer `name` of a recipe. Raises ValueError that names it, in one line."""
     kind = settings.kind or name
     module = SCORERS.module(kind, key=f"scorers.{name}.kind")
-    second = {"color_path": settings.color_path} if settings.color_path else {}
-    if second.keys() - inspect.signature(module.load).parameters.keys():
-        raise ValueError(f"scorers.{name}.color_path: a {kind} names no colours; leave it empty")
+    taken = inspect.signature(module.load).parameters.keys() & set(OF_SOME)
+    for key in OF_SOME:
+        usual = tree.Scorer.model_fields[key].default
+        if key not in taken and getattr(settings, key) != usual:
+            raise ValueError(f"scorers.{name}.{key}: a {kind} has no use for it; leave it out")
+    own = {key: getattr(settings, key) for key in taken}
     try:
-        scorer = module.load(settings.path, **second, device=device)
+        scorer = module.load(settings.path, **own, device=device)
     except Exception as error:
         raise ValueError(f"scorers.{name}: {first_line(error)}") from error
     return Checked(name, scorer, batch_size=settings.batch_size)

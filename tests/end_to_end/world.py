@@ -70,6 +70,14 @@ def forward(recipe: Recipe) -> Recipe:
     return Recipe.model_validate(fields)
 
 
+def normalized(recipe: Recipe) -> Recipe:
+    """The same with a second reward, both normalized."""
+    fields = recipe.model_dump()
+    for scorer in fields["scorers"].values():
+        scorer |= {"weight": 1.0, "normalize": True}
+    return Recipe.model_validate(fields)
+
+
 def flux(recipe: Recipe) -> Recipe:
     """The same of a FLUX pipeline, at a resolution that is no square."""
     fields = recipe.model_dump()

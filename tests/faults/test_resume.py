@@ -45,7 +45,7 @@ def metrics(run: Path) -> dict[int, dict[str, float]]:
 def write_recipe(world: Path, runs: Path, name: str, process: str = "reverse") -> Path:
     recipe = worlds.recipe(world, runs, backend="local")
     if process == "forward":
-        recipe = worlds.forward(recipe)
+        recipe = worlds.normalized(worlds.forward(recipe))
     if process == "tiny decoder":
         recipe = worlds.with_tiny_decoder(recipe, world)
     changed = recipe.model_copy(

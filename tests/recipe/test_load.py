@@ -98,6 +98,25 @@ def test_null_takes_a_scorer_out(folder):
     [
         ("--learner.lrr 1", "learner.lrr: unknown; did you mean learner.lr?"),
         ("--lr 1", "lr: unknown; did you mean learner.lr?"),
+        (
+            "--scorers.clip.token_env sk-3f9a",
+            "scorers.clip.token_env: no name of an environment variable; give one of capitals, "
+            "digits and '_', such as JUDGE_TOKEN",
+        ),
+        (
+            "--scorers.clip.path https://me:sk-3f9a@judge:8000/v1",
+            "scorers.clip.path: a URL that holds a user name or password; leave it out and set "
+            "token_env",
+        ),
+        (
+            "--scorers.clip.path http://[judge/v1",
+            "scorers.clip.path: no URL; give one such as https://judge:8000/v1",
+        ),
+        (
+            "--scorers.clip.path s3://bucket/judge",
+            "scorers.clip.path: s3://bucket/judge is no URL of a server; give one such as "
+            "https://judge:8000/v1",
+        ),
         ("--lerner.lr 1", "lerner: unknown; did you mean learner?"),
         (
             "--scorers.pickscore.wieght 1",
@@ -152,10 +171,14 @@ def test_null_takes_a_scorer_out(folder):
         ("--method.name base", "method.name: unknown 'base'; known are"),
         (
             "--scorers.mine.kind pikscore",
-            "scorers.mine.kind: unknown 'pikscore'; known are clip, dino, geneval, pickscore",
+            "scorers.mine.kind: unknown 'pikscore'; known are clip, dino, geneval, http, pickscore",
         ),
         ("--scorers.mine.weight 1", "scorers: unknown 'mine'; known are"),
         ("--model.path http://x/y", "model.path: http://x/y is a URL; give a folder or a hub id"),
+        (
+            "--scorers.clip.normalize true",
+            "scorers.clip.normalize: its weight is 0; set weight, or leave normalize out",
+        ),
         ("--scorers.vae.kind clip", "scorers: 'vae' can be no name; give letters, digits, '_' and"),
         ("--sampling.window_size 30", "sampling.window_size: an SDE window of 30 steps does not"),
         ("--sampling.train_fraction 0.001", "sampling.train_fraction: a trained fraction of 0.001"),
@@ -238,6 +261,7 @@ def test_differences_leave_out_what_a_resumed_run_may_change(folder):
 
     free = ("--run.steps", "7", "--runtime.rollout.workers", "3")
     free += ("--scorers.pickscore.batch_size", "3")
+    free += ("--scorers.pickscore.token_env", "JUDGE_TOKEN")
     assert differences(tree(), tree(*free)) == []
     assert differences(tree(), tree(*free, "--learner.lr", "1")) == [
         "learner.lr was 0.0003, is 1.0"
