@@ -3,6 +3,7 @@ and put into a model under other names, whole or refused."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TypeVar
@@ -113,6 +114,18 @@ def described(file: Path, model: nn.Module) -> str:
     """A line for the start of a run: what was loaded, whole."""
     count = pretrained.count(model.parameters())
     return f"{type(model).__name__} of {file}, {count:,} weights, none missing"
+
+
+def linear_head(width: int, widths: Sequence[int], *, gaps: int) -> nn.Sequential:
+    """Linear layers from `width` to each of `widths`. The first `gaps` are each followed by what
+    was dropout in training and does nothing now, so that the layers have their published numbers.
+    """
+    layers: list[nn.Module] = []
+    for number, (inside, out) in enumerate(pairwise((width, *widths))):
+        layers.append(nn.Linear(inside, out))
+        if number < gaps:
+            layers.append(nn.Identity())
+    return nn.Sequential(*layers)
 
 
 def renamed(name: str, names: Sequence[tuple[str, str]]) -> str:

@@ -48,3 +48,13 @@ def images(*, height: int = 40, width: int = 24) -> torch.Tensor:
     coarse = torch.rand(3, 3, 8, 6, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
     return smooth.clamp(0, 1).mul(255).to(torch.uint8)
+
+
+def damaged(state, *, drop: str = "", add: str = "", cut: str = ""):
+    """The state dict without a weight, with one more, or with the first 6 rows of one."""
+    state = {name: value for name, value in state.items() if name != drop}
+    if add:
+        state[add] = torch.zeros(3)
+    if cut:
+        state[cut] = state[cut][:6]
+    return state

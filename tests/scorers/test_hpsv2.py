@@ -188,19 +188,6 @@ def test_the_published_names_and_shapes_are_those_of_the_model(monkeypatch):
     assert sum(x.numel() for x in clip.parameters()) == 986_109_441
 
 
-def broken(tiny, to, *, drop="", add="", cut=""):
-    state = dict(tiny[1])
-    if drop:
-        del state[drop]
-    if add:
-        state[add] = torch.zeros(3)
-    if cut:
-        state[cut] = state[cut][:6]
-    torch.save({"state_dict": state}, to / hpsv2.FILE)
-    clip_tokenizer().save_pretrained(to)
-    return str(to)
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -217,10 +204,11 @@ def broken(tiny, to, *, drop="", add="", cut=""):
     ],
 )
 def test_a_file_without_all_of_its_weights_is_one_line(tiny, tmp_path, damage, message):
-    path = broken(tiny, tmp_path, **damage)
+    clip_tokenizer().save_pretrained(tmp_path)
+    torch.save({"state_dict": published.damaged(tiny[1], **damage)}, tmp_path / hpsv2.FILE)
     line = rf"^scorers\.mine: HPSv2\.1 of .*\.pt does not fit CLIPModel: {message}; give the file"
     with pytest.raises(ValueError, match=line):
-        load_scorer("mine", Settings(kind="hpsv2", path=path), device=CPU)
+        load_scorer("mine", Settings(kind="hpsv2", path=str(tmp_path)), device=CPU)
 
 
 def test_what_is_no_such_file_is_one_line(tiny, tmp_path):
