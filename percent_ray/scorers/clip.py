@@ -87,20 +87,8 @@ class Towers:
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Float32[Tensor, "N D"]:
-        """Projected features, not normalised, on the model's device. A text is encoded once
-        however often it is given: a group has one prompt and many images."""
-        once = list(dict.fromkeys(texts))
-        inputs = self._tokenizer(
-            once,
-            padding="max_length",
-            truncation=True,
-            max_length=self._tokens,
-            return_tensors="pt",
-        ).to(self._device)
-        encoded = features(
-            self._model.get_text_features(inputs.input_ids, attention_mask=inputs.attention_mask)
-        )
-        return encoded.float()[[once.index(text) for text in texts]]
+        """Projected features, not normalised, on the model's device."""
+        return text_features(self._model, self._tokenizer, texts, tokens=self._tokens)
 
     @torch.inference_mode()
     def cosine(
@@ -115,3 +103,18 @@ def features(output: Any) -> Float[Tensor, "N D"]:
     """The projected features in what `get_image_features` and `get_text_features` return: a tensor
     before transformers 5, an output object since."""
     return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def text_features(
+    model: Any, tokenizer: Any, texts: Sequence[str], *, tokens: int
+) -> Float32[Tensor, "N D"]:
+    """A CLIPModel's projected features of texts, cut at `tokens`, on its device. A text is encoded
+    once however often it is given: a group has one prompt and many images."""
+    once = list(dict.fromkeys(texts))
+    inputs = tokenizer(
+        once, padding="max_length", truncation=True, max_length=tokens, return_tensors="pt"
+    ).to(model.device)
+    encoded = features(
+        model.get_text_features(inputs.input_ids, attention_mask=inputs.attention_mask)
+    )
+    return encoded.float()[[once.index(text) for text in texts]]

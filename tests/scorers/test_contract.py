@@ -190,4 +190,14 @@ def test_what_a_kind_does_not_take_is_one_line(tmp_path, monkeypatch, kind, path
 
 
 def test_every_kind_is_found_and_helpers_are_none():
-    assert SCORERS.names() == ["clip", "dino", "geneval", "http", "pickscore", "unifiedreward"]
+    assert SCORERS.names() == [
+        "aesthetic",
+        "clip",
+        "dino",
+        "geneval",
+        "hpsv2",
+        "http",
+        "imagereward",
+        "pickscore",
+        "unifiedreward",
+    ]

@@ -1,0 +1,252 @@
+"""hpsv2.py on a random tiny model under open_clip's names, against open_clip's sums in plain
+torch."""
+
+import pytest
+import torch
+from torch.nn.functional import conv2d, cosine_similarity, gelu
+
+from percent_ray.recipe.tree import Scorer as Settings
+from percent_ray.scorers import hpsv2
+from percent_ray.scorers.base import load_scorer
+from percent_ray.types import Prompt
+from tests.scorers import published
+from tests.tiny import MAX_TOKENS, clip_tokenizer
+
+CPU = torch.device("cpu")
+PROMPTS = [Prompt("a red cat"), Prompt(""), Prompt("two dogs")]
+HEADS = 2
+
+
+def blocks(prefix, width, layers):
+    shapes = {}
+    for block in (f"{prefix}transformer.resblocks.{i}" for i in range(layers)):
+        shapes |= published.norm(f"{block}.ln_1", width) | published.norm(f"{block}.ln_2", width)
+        shapes |= {f"{block}.attn.in_proj_weight": (3 * width, width)}
+        shapes |= {f"{block}.attn.in_proj_bias": (3 * width,)}
+        shapes |= published.layer(f"{block}.attn.out_proj", width, width)
+        shapes |= published.layer(f"{block}.mlp.c_fc", 4 * width, width)
+        shapes |= published.layer(f"{block}.mlp.c_proj", width, 4 * width)
+    return shapes
+
+
+def shapes(*, vision, text, layers, patch, grid, vocabulary, tokens, features):
+    """Every name and shape that open_clip's CLIP saves."""
+    return {
+        "logit_scale": (),
+        "positional_embedding": (tokens, text),
+        "token_embedding.weight": (vocabulary, text),
+        "text_projection": (text, features),
+        "visual.class_embedding": (vision,),
+        "visual.positional_embedding": (grid**2 + 1, vision),
+        "visual.conv1.weight": (vision, 3, patch, patch),
+        "visual.proj": (vision, features),
+        **published.norm("visual.ln_pre", vision),
+        **published.norm("visual.ln_post", vision),
+        **published.norm("ln_final", text),
+        **blocks("visual.", vision, layers[0]),
+        **blocks("", text, layers[1]),
+    }
+
+
+VIT_H_14 = shapes(
+    vision=1280,
+    text=1024,
+    layers=(32, 24),
+    patch=14,
+    grid=16,
+    vocabulary=49408,
+    tokens=77,
+    features=1024,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A folder with the published file and a tokenizer, and the state dict in the file."""
+    folder = tmp_path_factory.mktemp("hpsv2")
+    tokenizer = clip_tokenizer()
+    tokenizer.save_pretrained(folder)
+    state = published.random_state(
+        shapes(
+            vision=32,
+            text=16,
+            layers=(2, 2),
+            patch=8,
+            grid=2,
+            vocabulary=len(tokenizer),
+            tokens=MAX_TOKENS,
+            features=24,
+        )
+    )
+    torch.save({"epoch": 1, "name": "tiny", "state_dict": state}, folder / hpsv2.FILE)
+    return folder, state
+
+
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch):
+    """Those of the tiny model."""
+    few = {"num_hidden_layers": 2, "num_attention_heads": HEADS}
+    vision = {"hidden_size": 32, "intermediate_size": 128, "image_size": 16, "patch_size": 8}
+    tokenizer = clip_tokenizer()
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 64,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    monkeypatch.setattr(hpsv2, "VISION", {**hpsv2.VISION, **few, **vision})
+    monkeypatch.setattr(hpsv2, "TEXT", {**hpsv2.TEXT, **few, **text})
+    monkeypatch.setattr(hpsv2, "FEATURES", 24)
+
+
+def tower(x, state, prefix, mask=None):
+    for block in (f"{prefix}transformer.resblocks.{i}" for i in range(2)):
+        y = published.normed(x, state, f"{block}.ln_1", eps=1e-5)
+        stacked = y @ state[f"{block}.attn.in_proj_weight"].T + state[f"{block}.attn.in_proj_bias"]
+        y = published.attended(*stacked.chunk(3, dim=-1), HEADS, mask)
+        x = x + published.dense(y, state, f"{block}.attn.out_proj")
+        y = published.normed(x, state, f"{block}.ln_2", eps=1e-5)
+        y = gelu(published.dense(y, state, f"{block}.mlp.c_fc"))
+        x = x + published.dense(y, state, f"{block}.mlp.c_proj")
+    return x
+
+
+def image_features(state, pixels):
+    patches = conv2d(pixels, state["visual.conv1.weight"], stride=8).flatten(2).mT
+    first = state["visual.class_embedding"].expand(len(pixels), 1, -1)
+    x = torch.cat([first, patches], dim=1) + state["visual.positional_embedding"]
+    x = tower(published.normed(x, state, "visual.ln_pre", eps=1e-5), state, "visual.")
+    return published.normed(x[:, 0], state, "visual.ln_post", eps=1e-5) @ state["visual.proj"]
+
+
+def text_features(state, texts):
+    """Each text alone and without padding; the end of text is the last token."""
+    rows = []
+    for ids in clip_tokenizer()(texts, truncation=True, max_length=MAX_TOKENS).input_ids:
+        x = state["token_embedding.weight"][ids] + state["positional_embedding"][: len(ids)]
+        later = torch.full((len(ids), len(ids)), -torch.inf).triu(1)
+        x = tower(x[None], state, "", later)[0, -1]
+        rows.append(published.normed(x, state, "ln_final", eps=1e-5) @ state["text_projection"])
+    return torch.stack(rows)
+
+
+def prepared(image):
+    """HPSv2's preprocessing with torchvision, of one picture."""
+    from torchvision.transforms.functional import InterpolationMode, normalize, resize
+    from torchvision.transforms.functional import pad as padded
+
+    height, width = image.shape[1:]
+    scale = 16 / max(height, width)
+    size = [round(height * scale), round(width * scale)]
+    image = resize(image / 255, size, InterpolationMode.BICUBIC, antialias=True)
+    extra = 16 - size[1], 16 - size[0]
+    border = [extra[0] // 2, extra[1] // 2, extra[0] - extra[0] // 2, extra[1] - extra[1] // 2]
+    mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    return normalize(padded(image, border, fill=0), mean, std)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 24), (11, 16), (23, 57), (9, 12), (16, 16)])
+def test_preprocessing_is_torchvisions(height, width):
+    images = published.images(height=height, width=width)
+    expected = torch.stack([prepared(image) for image in images])
+    torch.testing.assert_close(hpsv2.preprocess(images, side=16), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_score_report_and_features_are_open_clips(tiny):
+    folder, state = tiny
+    scorer = hpsv2.load(str(folder), device=CPU)
+    images = published.images()
+    expected = image_features(state, torch.stack([prepared(image) for image in images]))
+    torch.testing.assert_close(scorer.encode(images), expected, rtol=1e-3, atol=1e-4)
+    cosines = cosine_similarity(expected, text_features(state, [p.text for p in PROMPTS]))
+    torch.testing.assert_close(scorer.score(images, PROMPTS), cosines, rtol=1e-3, atol=1e-4)
+    assert cosines.std() > 0.01
+    report = scorer.report(images, PROMPTS)
+    torch.testing.assert_close(report.values, cosines, rtol=1e-3, atol=1e-4)
+    assert report.unit == "cosine (HPSv2.1)"
+    count = sum(x.numel() for x in state.values())
+    said = f"HPSv2.1: CLIPModel of {folder / hpsv2.FILE}, {count:,} weights, none missing; "
+    assert scorer.describe() == f"{said}tokenizer of {folder}"
+
+
+def test_texts_of_any_length_and_a_batch_of_any_size(tiny):
+    scorer = hpsv2.load(str(tiny[0] / hpsv2.FILE), device=CPU)
+    prompts = [Prompt(""), Prompt("cat"), Prompt("cat " * 600)]
+    together = scorer.score(published.images(), prompts)
+    assert together.isfinite().all()
+    alone = [scorer.score(published.images()[i : i + 1], prompts[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone))
+    cut = scorer.score(published.images(), [Prompt("cat " * 500)] * 3)
+    torch.testing.assert_close(together[2], cut[2])
+
+
+def test_the_published_names_and_shapes_are_those_of_the_model(monkeypatch):
+    monkeypatch.undo()
+    clip = hpsv2.model(published.meta_state(VIT_H_14), where="HPSv2.1 of meta")
+    assert sum(x.numel() for x in clip.parameters()) == 986_109_441
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"drop": "visual.proj"}, r"1 missing \(visual\.proj\)"),
+        (
+            {"drop": "transformer.resblocks.1.attn.in_proj_bias"},
+            r"1 missing \(transformer\.resblocks\.1\.attn\.in_proj_bias\)",
+        ),
+        ({"add": "score_predictor.0.bias"}, r"1 unexpected \(score_predictor\.0\.bias\)"),
+        (
+            {"cut": "ln_final.bias"},
+            r"1 of another shape \(ln_final\.bias read as \[6\], needs \[16\]\)",
+        ),
+    ],
+)
+def test_a_file_without_all_of_its_weights_is_one_line(tiny, tmp_path, damage, message):
+    clip_tokenizer().save_pretrained(tmp_path)
+    torch.save({"state_dict": published.damaged(tiny[1], **damage)}, tmp_path / hpsv2.FILE)
+    line = rf"^scorers\.mine: HPSv2\.1 of .*\.pt does not fit CLIPModel: {message}; give the file"
+    with pytest.raises(ValueError, match=line):
+        load_scorer("mine", Settings(kind="hpsv2", path=str(tmp_path)), device=CPU)
+
+
+def test_what_is_no_such_file_is_one_line(tiny, tmp_path):
+    clip_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / hpsv2.FILE
+
+    def said(path=str(tmp_path)):
+        with pytest.raises(ValueError, match=r"^scorers\.mine: ") as caught:
+            load_scorer("mine", Settings(kind="hpsv2", path=path), device=CPU)
+        assert "\n" not in str(caught.value)
+        return str(caught.value).removeprefix("scorers.mine: ")
+
+    assert said() == (
+        f"HPSv2.1 of {tmp_path}: has no {file.name}; give that file or a folder with it"
+    )
+    assert said("http://x/y").startswith("http://x/y is a URL; give a folder or a hub id or a wei")
+    torch.save(tiny[1], file)
+    assert said().startswith(f"HPSv2.1 of {file}: holds no state dict under 'state_dict'; give")
+    file.write_text("<html>not found</html>")
+    assert said().startswith(f"HPSv2.1 of {file}: is no PyTorch file of plain weights; give")
+    file.write_bytes((tiny[0] / hpsv2.FILE).read_bytes()[:5000])
+    assert said().startswith(f"HPSv2.1 of {file}: cannot be read (")
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"state_dict": Evil()}, tmp_path / hpsv2.FILE)
+    clip_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is no PyTorch file of plain weights"):
+        hpsv2.load(str(tmp_path), device=CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_a_tokenizer_beside_it_the_published_one_is_read(tiny, tmp_path, monkeypatch):
+    (tmp_path / hpsv2.FILE).symlink_to(tiny[0] / hpsv2.FILE)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match=rf"^tokenizer of {hpsv2.TOKENIZER}: .*; set it to a fold"):
+        hpsv2.load(str(tmp_path), device=CPU)
