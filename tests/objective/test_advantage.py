@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from percent_ray.objective.advantage import (
     advantage_probability_range,
     advantages,
+    normalized,
     zero_std_groups,
 )
 
@@ -67,3 +68,18 @@ def test_advantage_probabilities():
     e2 = np.exp(2)
     np.testing.assert_allclose(top, [0.5, e2 / (1 + e2)], rtol=1e-6)
     np.testing.assert_allclose(bottom, [0.5, 1 / (1 + e2)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 7, 24, 30])
+@pytest.mark.parametrize("level", [0.1, -3.3, 26.7])
+def test_a_score_that_is_the_same_for_all_is_normalized_to_exactly_0(size, level):
+    """In float32 a mean of equal numbers may be another number."""
+    assert torch.equal(normalized(torch.full((size,), level)), torch.zeros(size))
+
+
+def test_a_normalized_score_has_mean_0_and_std_1():
+    scores = torch.tensor([0.81, 0.82, 0.80, 0.85])
+    found = normalized(scores)
+    assert found.dtype == torch.float32
+    expected = (scores - scores.mean()) / scores.std(correction=0)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -165,7 +165,9 @@ def test_workers_for_a_target_are_those_that_make_it():
 
 
 def test_the_whole_page(capsys):
-    recipe = recipes.load(RECIPES / "shapes_pec.yaml", ["--runtime.learner.workers", "3"])
+    judge = "--scorers.judge.kind http --scorers.judge.path http://judge --scorers.judge.weight 1"
+    overrides = ["--runtime.learner.workers", "3", *judge.split()]
+    recipe = recipes.load(RECIPES / "shapes_pec.yaml", overrides)
     report.show(recipe, measure=False, images_per_hour=None, tflops=300)
     out = capsys.readouterr().out
     assert "LoRA rank 4, alpha 8 on 47 layers" in out
@@ -176,6 +178,7 @@ def test_the_whole_page(capsys):
     assert re.search(r"a learner worker \d\d\.\d MiB: transformer 13\.5 MiB", out)
     assert ("it cannot: runtime.learner: 3 workers" in out) == ((os_cpus()) < 1.5 + 1)
     assert "scorers.clip.retries" not in out, "a default"
+    assert "not counted" not in out, "a server's model takes no memory here"
 
 
 def os_cpus():
