@@ -150,7 +150,8 @@ def test_null_takes_a_scorer_out(folder):
         ("--method.name base", "method.name: unknown 'base'; known are"),
         (
             "--scorers.mine.kind pikscore",
-            "scorers.mine.kind: unknown 'pikscore'; known are clip, dino, geneval, pickscore",
+            "scorers.mine.kind: unknown 'pikscore'; known are aesthetic, clip, dino, geneval, "
+            "hpsv2, imagereward, pickscore",
         ),
         ("--scorers.mine.weight 1", "scorers: unknown 'mine'; known are"),
         ("--model.path http://x/y", "model.path: http://x/y is a URL; give a folder or a hub id"),
