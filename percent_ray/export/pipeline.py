@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from percent_ray.export.source import Source, whole
-from percent_ray.models import lora
-from percent_ray.models.trained import WEIGHTS
+from percent_ray.models import lora, trained
 
 INDEX = "model_index.json"
 T5 = ("text_encoder_3", "tokenizer_3")
@@ -103,12 +102,12 @@ def _transformer(source: Source, base: Path, folder: Path) -> "_Changes":
 
 def _files(base: Path) -> list[Path]:
     """The one safetensors file of a model's folder, or its index and all that this names."""
-    index = base / f"{WEIGHTS}.index.json"
+    index = base / trained.INDEX
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         files = [index, *(base / name for name in names)]
     else:
-        files = [base / WEIGHTS]
+        files = [base / trained.WEIGHTS.format(suffix="")]
     missing = [path.name for path in files if not path.is_file()]
     if missing:
         raise ValueError(

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from percent_ray.learn import checkpoint, engine, zero
-from percent_ray.models import lora
-from percent_ray.models.trained import WEIGHTS
+from percent_ray.models.trained import saved
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe import tree
 from percent_ray.recipe.errors import explain, first_line
@@ -102,11 +101,9 @@ def _model(folder: Path, recipe: Mapping[str, Any]) -> tree.Model:
 
 def _policy(folder: Path, model: tree.Model) -> Mapping[str, Tensor]:
     """What the checkpoint holds as diffusers loads it; mapped from the file, not copied."""
-    from safetensors.torch import load_file
-
     policy = folder / "policy"
     with whole(policy):
-        return lora.load(str(policy)) if model.lora_rank else load_file(policy / WEIGHTS)
+        return saved(str(policy), model)
 
 
 def _trained(folder: Path) -> Mapping[str, Tensor]:

@@ -206,12 +206,8 @@ class Trained(ABC):
     @torch.no_grad()
     def load(self, folder: str) -> None:
         """Take the weights that `save` wrote. Raises ValueError where they are of another model."""
-        from safetensors.torch import load_file
-
         adapted = bool(self._model.lora_rank)
-        weights: dict[str, Tensor] = dict(lora.load(folder)) if adapted else {}
-        for file in () if adapted else Path(folder).glob(WEIGHTS.format(suffix="*")):
-            weights |= load_file(file)
+        weights = saved(folder, self._model)
         trained = self.trainable()
         wrong = [n for n in trained if n not in weights or weights[n].shape != trained[n].shape]
         if wrong or (adapted and len(weights) != len(trained)):
@@ -251,6 +247,18 @@ class Trained(ABC):
         text = {} if self._encoder is None else self._encoder.components
         encoders = [name for name, part in text.items() if name.startswith("text_encoder") and part]
         return pretrained.variants(self._model.path, ["transformer", *encoders])
+
+
+def saved(folder: str, model: tree.Model) -> dict[str, Tensor]:
+    """The weights that `Trained.save` wrote, mapped from its files: the adapter's, or all."""
+    from safetensors.torch import load_file
+
+    if model.lora_rank:
+        return dict(lora.load(folder))
+    weights: dict[str, Tensor] = {}
+    for file in sorted(Path(folder).glob(WEIGHTS.format(suffix="*"))):
+        weights |= load_file(file)
+    return weights
 
 
 def read(model: tree.Model, transformer: str, device: torch.device) -> Any:

@@ -171,7 +171,8 @@ def test_null_takes_a_scorer_out(folder):
         ("--method.name base", "method.name: unknown 'base'; known are"),
         (
             "--scorers.mine.kind pikscore",
-            "scorers.mine.kind: unknown 'pikscore'; known are clip, dino, geneval, http, pickscore",
+            "scorers.mine.kind: unknown 'pikscore'; known are aesthetic, clip, dino, geneval, "
+            "hpsv2, http, imagereward, pickscore, unifiedreward",
         ),
         ("--scorers.mine.weight 1", "scorers: unknown 'mine'; known are"),
         ("--model.path http://x/y", "model.path: http://x/y is a URL; give a folder or a hub id"),

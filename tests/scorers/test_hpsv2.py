@@ -13,7 +13,7 @@ from tests.scorers import published
 from tests.tiny import MAX_TOKENS, clip_tokenizer
 
 CPU = torch.device("cpu")
-PROMPTS = [Prompt("a red cat"), Prompt(""), Prompt("two dogs")]
+PROMPTS = [Prompt("a red cat"), Prompt(""), Prompt("two dogs " * 300)]
 HEADS = 2
 
 
@@ -62,7 +62,7 @@ VIT_H_14 = shapes(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A folder with the published file and a tokenizer, and the state dict in the file."""
+    """A folder with the file, in half precision as published, and a tokenizer; and its weights."""
     folder = tmp_path_factory.mktemp("hpsv2")
     tokenizer = clip_tokenizer()
     tokenizer.save_pretrained(folder)
@@ -78,8 +78,9 @@ def tiny(tmp_path_factory):
             features=24,
         )
     )
-    torch.save({"epoch": 1, "name": "tiny", "state_dict": state}, folder / hpsv2.FILE)
-    return folder, state
+    half = {name: value.half() for name, value in state.items()}
+    torch.save({"epoch": 1, "name": "tiny", "state_dict": half}, folder / hpsv2.FILE)
+    return folder, {name: value.float() for name, value in half.items()}
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from percent_ray.types import Prompt
 from tests.scorers import published
 
 CPU = torch.device("cpu")
-PROMPTS = [Prompt("a red cat"), Prompt(""), Prompt("Two dogs")]
+PROMPTS = [Prompt("a red cat"), Prompt(""), Prompt("Two dogs " * 300)]
 HEADS = 2
 
 
