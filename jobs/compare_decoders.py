@@ -94,6 +94,7 @@ def prepared(recipe: "Recipe") -> "Recipe":
 def compare(recipe: "Recipe", groups: int, *, say: bool) -> Compared:
     """Draw `groups` groups with the recipe's model as it is loaded, and score them twice."""
     from percent_ray.data.prompts import PromptStream, read_prompts
+    from percent_ray.models import batch
     from percent_ray.models.base import best_device, family
     from percent_ray.models.decoder import load_tiny
     from percent_ray.recipe.paths import locate_prompts
@@ -116,6 +117,7 @@ def compare(recipe: "Recipe", groups: int, *, say: bool) -> Compared:
     seconds, images = [0.0, 0.0], 0
     log_probs: dict[str, list[Any]] = {space: [] for space in spaces}
     steps: list[range] = []
+    card, batches = batch.card(device, recipe.runtime), list[int]()
     for group in range(groups):
         path = sampler.sample(group, stream.prompt(group), version=0)
         pairs, std = scored_pairs(path, path.payload, perceptual.decode)
@@ -125,8 +127,11 @@ def compare(recipe: "Recipe", groups: int, *, say: bool) -> Compared:
         for which, decoder in enumerate((full, tiny)):
             if not group:
                 decoded(decoder, latents[:2], 1)  # a first call is slower
+                asked, size = perceptual.batch_size, recipe.model.size
+                chosen = batch.choose(asked, decoder, size, images=len(latents), card=card)
+                batches.append(chosen[0])
             start = time.perf_counter()
-            made = decoded(decoder, latents, perceptual.batch_size)
+            made = decoded(decoder, latents, batches[which])
             seconds[which] += time.perf_counter() - start
             for space, scorer in scorers.items():
                 both[space].append(log_p_perc(scorer, made, **options))
@@ -137,11 +142,11 @@ def compare(recipe: "Recipe", groups: int, *, say: bool) -> Compared:
     return Compared(log_probs, steps, images, (seconds[0], seconds[1]))
 
 
-def decoded(decoder: "Decoder", latents: "Tensor", batch: int) -> "UInt8[Tensor, 'N 3 h w']":
+def decoded(decoder: "Decoder", latents: "Tensor", size: int) -> "UInt8[Tensor, 'N 3 h w']":
     """Images on the CPU, for which a GPU has to be done with them."""
     import torch
 
-    return torch.cat([decoder.decode(part).cpu() for part in latents.split(batch)])
+    return torch.cat([decoder.decode(part).cpu() for part in latents.split(size)])
 
 
 def spearman(one: "Float32[Tensor, ' n']", two: "Float32[Tensor, ' n']") -> float:

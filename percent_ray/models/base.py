@@ -77,6 +77,10 @@ class Decoder(Protocol):
         """Images of scaled latents, rounded to uint8 as they would be saved."""
         ...
 
+    def blank(self, size: tuple[int, int]) -> Float[Tensor, "1 C H W"]:
+        """The latent of zeros of an image of that height and width, on the CPU."""
+        ...
+
     def describe(self) -> str:
         """What was loaded, for the start of a run; one line."""
         ...

@@ -1,5 +1,6 @@
 """The decoders that the model families share: the VAE's, and a tiny one of the same latents."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -32,7 +33,7 @@ def load_tiny(model: tree.Model, path: str, *, default: str, device: torch.devic
     """
     from diffusers import AutoencoderKL, AutoencoderTiny
 
-    folder = locate(path or EMBEDDED.get(model.path, default))
+    folder = locate(tiny_path(model, path, default))
     part = {"part": "perceptual.tiny_path: decoder", "subfolder": ""}
     ours = pretrained.config(AutoencoderTiny, folder, **part)
     name = f"perceptual.tiny_path: decoder of {folder}"
@@ -40,9 +41,7 @@ def load_tiny(model: tree.Model, path: str, *, default: str, device: torch.devic
     if kind != AutoencoderTiny.__name__:
         raise ValueError(f"{name} is of class {kind}, not AutoencoderTiny; give a folder of one")
     vae = pretrained.config(AutoencoderKL, model.folder, part="model.path: vae", subfolder="vae")
-    scale = ours["upsampling_scaling_factor"] ** (len(ours["num_decoder_blocks"]) - 1)
-    found = ours["latent_channels"], scale
-    needed = vae["latent_channels"], 2 ** (len(vae["block_out_channels"]) - 1)
+    found, needed = _layout(ours), _layout(vae)
     if found != needed:
         raise ValueError(
             f"{name} has {found[0]} latent channels and scales by {found[1]}, the VAE of "
@@ -50,6 +49,18 @@ def load_tiny(model: tree.Model, path: str, *, default: str, device: torch.devic
             "set perceptual.decoder to full"
         )
     return TinyDecoder(_read(AutoencoderTiny, model, folder, device, part), folder)
+
+
+def tiny_path(model: tree.Model, path: str, default: str) -> str:
+    """`path`, or where that is empty the embedded world's or the family's `default`."""
+    return path or EMBEDDED.get(model.path, default)
+
+
+def _layout(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Channels of a latent, and pixels on a side of one of its own."""
+    if stages := config.get("num_decoder_blocks"):  # an AutoencoderTiny
+        return config["latent_channels"], config["upsampling_scaling_factor"] ** (len(stages) - 1)
+    return config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def _read(
@@ -86,6 +97,11 @@ class VaeDecoder:
         c = self.vae.config
         latents = latents.to(self.vae.device, torch.float32) / c.scaling_factor + c.shift_factor
         return self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+
+    def blank(self, size: tuple[int, int]) -> Float[Tensor, "1 C H W"]:
+        """The latent of zeros of an image of that height and width, on the CPU."""
+        channels, scale = _layout(self.vae.config)
+        return torch.zeros(1, channels, *(side // scale for side in size))
 
     def describe(self) -> str:
         """What was loaded."""

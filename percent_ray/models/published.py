@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from percent_ray.recipe import tree
+from percent_ray.recipe.paths import locate
 
 Files = Mapping[str, Mapping[str, Any]]
 """Contents of JSON files by their path in the pipeline's folder."""
@@ -19,24 +20,37 @@ def at_hand(model: tree.Model, folder: Path) -> tuple[tree.Model, str]:
     """`model` with a path that can be read without a network, and where its configs come from: its
     own folder, the hub's cache, or what is written to the empty `folder` from `PIPELINES`. Raises
     ValueError where it is none of these."""
+    found, source = _at_hand("model.path", model.path, "model_index.json", PIPELINES, folder)
+    return model.model_copy(update={"path": found}), source
+
+
+def tiny_at_hand(path: str, folder: Path) -> str:
+    """The same of the path of a tiny decoder."""
+    return _at_hand("perceptual.tiny_path", path, "config.json", TINY, folder)[0]
+
+
+def _at_hand(
+    key: str, path: str, file: str, known: Mapping[str, Files], folder: Path
+) -> tuple[str, str]:
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(model.folder).is_dir():
-        return model, model.folder
-    cached = try_to_load_from_cache(model.folder, "model_index.json")
+    place = locate(path)
+    if Path(place).is_dir():
+        return path, place
+    cached = try_to_load_from_cache(place, file)
     if isinstance(cached, str):
         found = str(Path(cached).parent)
-        return model.model_copy(update={"path": found}), f"the hub's cache, {found}"
-    if model.path not in PIPELINES:
+        return found, f"the hub's cache, {found}"
+    if path not in known:
         raise ValueError(
-            f"model.path: {model.path} is neither a folder nor in the hub's cache, and only the "
-            f"configs of {', '.join(PIPELINES)} are known; give a folder"
+            f"{key}: {path} is neither a folder nor in the hub's cache, and only the configs of "
+            f"{', '.join(known)} are known; give a folder"
         )
-    for name, contents in PIPELINES[model.path].items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(contents))
-    return model.model_copy(update={"path": str(folder)}), "what was published, from memory"
+    for name, contents in known[path].items():
+        written = folder / name
+        written.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(json.dumps(contents))
+    return str(folder), "what was published, from memory"
 
 
 def _clip(width: int, layers: int, heads: int, activation: str) -> dict[str, Any]:
@@ -156,6 +170,12 @@ PIPELINES: Mapping[str, Files] = {
     "stabilityai/stable-diffusion-3.5-medium": SD35_MEDIUM,
     "black-forest-labs/FLUX.1-dev": FLUX_DEV,
 }
+
+TINY: Mapping[str, Files] = {
+    name: {"config.json": {"_class_name": "AutoencoderTiny", "latent_channels": 16}}
+    for name in ("madebyollin/taesd3", "madebyollin/taef1")
+}
+"""Tiny decoders of those, all else as the class has it."""
 
 WEIGHTS: Mapping[str, int] = {
     "yuvalkirstain/PickScore_v1": 986_109_441,

@@ -36,6 +36,7 @@ def estimate(recipe: Recipe, sizes: Sizes) -> Memory:
     }
     perception = {
         "vae": sizes.vae,
+        **({"tiny decoder": sizes.tiny} if sizes.tiny else {}),
         **{f"scorer {name}": size or 0 for name, size in sizes.scorers.items()},
         "a batch decoded": sizes.decode,
     }

@@ -13,6 +13,8 @@ import torch
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.flow.sde import transition
 from percent_ray.models import published, text
+from percent_ray.models.base import family
+from percent_ray.models.decoder import tiny_path
 from percent_ray.objective.methods.flow_grpo import FlowGrpo
 from percent_ray.preview import memory, sizes, stages
 from percent_ray.preview.memory import Memory, Parts
@@ -22,7 +24,7 @@ from percent_ray.recipe import load as recipes
 from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.process import notes
 from percent_ray.recipe.section import AnyMethod
-from percent_ray.recipe.tree import Recipe, Scorer
+from percent_ray.recipe.tree import MOST, Recipe, Scorer
 from percent_ray.runtime import placement
 from percent_ray.types import Prompt
 
@@ -36,7 +38,7 @@ def show(recipe: Recipe, *, measure: bool, images_per_hour: float | None, tflops
     prompts = read_prompts(locate_prompts(recipe.data.prompts))
     with tempfile.TemporaryDirectory() as folder:
         model, source = published.at_hand(recipe.model, Path(folder))
-        placed = recipe.model_copy(update={"model": model})
+        placed = _with_tiny(recipe, Path(folder)).model_copy(update={"model": model})
         found = sizes.measure(placed)
         cut = _cut(placed, prompts)
         guess = stages.guessed(placed, found, tflops=tflops)
@@ -49,7 +51,7 @@ def show(recipe: Recipe, *, measure: bool, images_per_hour: float | None, tflops
         ("a step", _step(recipe, len(prompts))),
         ("schedule", _schedule(recipe, found)),
         ("prompts", [f"{len(prompts)} of {recipe.data.prompts}", *cut, _first(recipe, prompts)]),
-        ("memory", _memory(room)),
+        ("memory", [*_memory(room), *_automatic(recipe)]),
         ("notes", notes(recipe)),
     ):
         _section(title, lines)
@@ -177,6 +179,27 @@ def _memory(room: Memory) -> list[str]:
         row("object store", room.store),
         f"a checkpoint {_size(room.checkpoint)} on disk",
         "beside that: CUDA's context and slack, and the activations of scorers",
+    ]
+
+
+def _with_tiny(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with a path of its tiny decoder, where it has one, that can be read."""
+    if not recipe.scores_by_tiny:
+        return recipe
+    default = family(recipe.model.family).TINY
+    path = tiny_path(recipe.model, recipe.perceptual.tiny_path, default)
+    found = published.tiny_at_hand(path, folder / "tiny")
+    return recipe.model_copy(
+        update={"perceptual": recipe.perceptual.model_copy(update={"tiny_path": found})}
+    )
+
+
+def _automatic(recipe: Recipe) -> list[str]:
+    if recipe.perceptual.batch_size != "auto":
+        return []
+    return [
+        f"perceptual.batch_size auto is counted as {MOST} images, its most: on a GPU it takes as "
+        "many as fit when all is loaded"
     ]
 
 

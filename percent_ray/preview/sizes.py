@@ -10,11 +10,11 @@ from torch import Tensor
 
 from percent_ray.models import pretrained, published, trained
 from percent_ray.models.base import Condition, family
-from percent_ray.models.decoder import VaeDecoder
+from percent_ray.models.decoder import VaeDecoder, load_tiny
 from percent_ray.models.trained import Trained
 from percent_ray.preview import meta
 from percent_ray.recipe.paths import locate
-from percent_ray.recipe.tree import Recipe
+from percent_ray.recipe.tree import MOST, Recipe
 
 META = torch.device("meta")
 FLOAT32 = 4
@@ -35,6 +35,8 @@ class Sizes:
     text: Mapping[str, int]
     """Bytes of each text encoder."""
     vae: int
+    tiny: int
+    """Bytes of the decoder of scored transitions, where it is another one."""
     scorers: Mapping[str, int | None]
     """Bytes of each scorer's files; None where they are not at hand."""
     draw: int
@@ -42,10 +44,12 @@ class Sizes:
     learn: int
     """The same of a micro-batch forward and back, with the gradients."""
     decode: int
-    """The same of a batch of the decoder."""
+    """The same of a batch of a decoder: of the one that takes more."""
     velocity_flops: float
     """Of one guided velocity of one image."""
     decode_flops: float
+    score_flops: float
+    """Of decoding one finished image, and one of a transition."""
     group: int
     """A group's table of the object store."""
 
@@ -57,6 +61,10 @@ def measure(recipe: Recipe) -> Sizes:
     policy = loaders.load_policy(model, seed=recipe.run.seed, device=META, text=False)
     decoder = loaders.load_decoder(model, device=META)
     weights = policy.trainable()
+    tiny = None
+    if recipe.scores_by_tiny:
+        path = recipe.perceptual.tiny_path
+        tiny = load_tiny(model, path, default=loaders.TINY, device=META)
     return Sizes(
         policy=policy,
         transformer=_bytes(policy.module.parameters()),
@@ -64,14 +72,26 @@ def measure(recipe: Recipe) -> Sizes:
         trained_bytes=_bytes(weights.values()),
         text=dict(_text(recipe, policy)),
         vae=_bytes(decoder.vae.parameters()),
+        tiny=_bytes(tiny.vae.parameters()) if tiny else 0,
         scorers=dict(_scorers(recipe)),
         draw=meta.peak(lambda: _draw(policy, recipe.sampling.batch_size)),
         learn=_learn(policy, recipe.learner.micro_batch),
-        decode=meta.peak(lambda: _decode(decoder, policy, recipe.perceptual.batch_size)),
+        decode=max(
+            meta.peak(lambda: _decode(decoder, policy, _rows(recipe, scoring=tiny is None))),
+            meta.peak(lambda: _decode(tiny or decoder, policy, _rows(recipe, scoring=True))),
+        ),
         velocity_flops=meta.flops(lambda: _draw(policy, 1)),
         decode_flops=meta.flops(lambda: _decode(decoder, policy, 1)),
+        score_flops=meta.flops(lambda: _decode(tiny or decoder, policy, 1)),
         group=group_bytes(recipe, policy.latent_shape),
     )
+
+
+def _rows(recipe: Recipe, *, scoring: bool) -> int:
+    """Images in one call of a decoder, at most: of finished ones, or of scored transitions too."""
+    asked, finished = recipe.perceptual.batch_size, recipe.sampling.group_size
+    images = max(finished, recipe.scored_images) if scoring else finished
+    return min(MOST if asked == "auto" else asked, images)
 
 
 def group_bytes(recipe: Recipe, latent_shape: tuple[int, int, int]) -> int:

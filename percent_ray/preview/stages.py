@@ -61,10 +61,10 @@ def guessed(recipe: Recipe, sizes: Sizes, *, tflops: float) -> Seconds:
     if recipe.objective.old_log_prob == "replayed" and not recipe.is_forward:
         velocities += passes * (1 - 1 / recipe.learner.updates)
     scored = recipe.perceptual.steps or steps
-    decoded = 1 + (2 * scored if recipe.measured_spaces(probe=False) else 0)
+    decoded = 2 * scored if recipe.measured_spaces(probe=False) else 0
     work = {
         "rollout": images * sampling.steps * sizes.velocity_flops,
-        "perception": images * decoded * sizes.decode_flops,
+        "perception": images * (sizes.decode_flops + decoded * sizes.score_flops),
         "learner": images * velocities * sizes.velocity_flops,
     }
     rate = tflops * 1e12

@@ -70,11 +70,25 @@ def generic(key: str) -> str:
 
 
 def explain(error: ValidationError) -> Iterator[str]:
-    """One line for every problem of a recipe."""
+    """One line for every problem of a recipe. Of a key that takes several types, pydantic says what
+    each of them needs: here that is one line, too."""
+    lines: dict[str, list[str]] = {}
+    for line in _explain(error):
+        problem, needs, need = line.partition(", needs ")
+        lines.setdefault(problem, []).extend([need] if needs else [])
+    for problem, needs in lines.items():
+        yield f"{problem}, needs {' or '.join(dict.fromkeys(needs))}" if needs else problem
+
+
+_TYPE = re.compile(r"constrained-\w+|literal\[.*\]|tuple\[.*\]")
+"""How pydantic names a type of several in the place of a problem."""
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         kind, context = problem["type"], problem.get("ctx", {})
         # pydantic names the method in a key of its section, and the type in one of several.
-        parts = [str(part) for part in problem["loc"]]
+        parts = [str(part) for part in problem["loc"] if not _TYPE.fullmatch(str(part))]
         inside = len(parts) > 1 and parts[0] == "method" and parts[1] in METHODS
         key = ".".join([parts[0], parts[2]] if inside else parts)
         if kind == "value_error":

@@ -19,6 +19,10 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
+MOST = 48
+"""Images in one call under `perceptual.batch_size: auto`, at most."""
+
+
 class Run(Section):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
     """Names the run's folder and its MLflow run."""
@@ -155,8 +159,8 @@ class Perceptual(Section):
     """Feature norm before the local Gaussian: sqrt(D), 1, or as it comes."""
     steps: Annotated[int, Field(ge=0)] = 0
     """Random scored steps a group; 0 scores every trained step."""
-    batch_size: PositiveInt = 48
-    """Images in one call of the decoder."""
+    batch_size: PositiveInt | Literal["auto"] = MOST
+    """Images in one call of a decoder; auto: as many of 48 as fit a GPU when all is loaded."""
 
 
 class Objective(Section):
@@ -346,6 +350,19 @@ class Recipe(Section):
             return ()
         watched = self.perceptual.spaces if probe or self.perceptual.measure else ()
         return tuple(dict.fromkeys((*self.of_method("spaces"), *watched)))
+
+    @property
+    def scored_images(self) -> int:
+        """Samples and means of a group that are decoded to be scored, where any are."""
+        if not self.measured_spaces(probe=True):
+            return 0
+        steps = len(self.trained_steps(0))
+        return 2 * self.sampling.group_size * min(self.perceptual.steps or steps, steps)
+
+    @property
+    def scores_by_tiny(self) -> bool:
+        """Whether a tiny decoder is loaded: only where transitions are scored."""
+        return self.perceptual.decoder == "tiny" and bool(self.scored_images)
 
     @property
     def scored(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from percent_ray.data import arrow
+from percent_ray.models import batch
 from percent_ray.models.base import Decoder, best_device, family
 from percent_ray.models.decoder import load_tiny
 from percent_ray.objective.diversity import variance_per_dimension
@@ -47,6 +48,8 @@ class PerceptionWorker:
         self.worker = worker
         self._decoder = decoder
         self._tiny: Decoder | None = None
+        self._batches: dict[Decoder, tuple[int, str]] = {}
+        """Images in one call, and for `auto` a line that says why."""
         self._scorers = {
             name: Checked(name, scorer, batch_size=recipe.scorers[name].batch_size)
             for name, scorer in (scorers or {}).items()
@@ -59,16 +62,32 @@ class PerceptionWorker:
         for name, scorer in self.recipe.scorers.items():
             if name not in self._scorers:
                 self._scorers[name] = load_scorer(name, scorer, device=device)
-        model, perceptual = self.recipe.model, self.recipe.perceptual
+        model = self.recipe.model
         loaders = family(model.family)
         if self._decoder is None:
             self._decoder = loaders.load_decoder(model, device=device)
-        scores = bool(self.recipe.measured_spaces(probe=True))
-        if self._tiny is None and perceptual.decoder == "tiny" and scores:
+        if self._tiny is None and self.recipe.scores_by_tiny:
             options = {"default": loaders.TINY, "device": device}
-            self._tiny = load_tiny(model, perceptual.tiny_path, **options)
-        parts = [self._decoder, *([self._tiny] if self._tiny else []), *self._scorers.values()]
-        return [part.describe() for part in parts]
+            self._tiny = load_tiny(model, self.recipe.perceptual.tiny_path, **options)
+        lines = self._choose_batches(batch.card(device, self.recipe.runtime))
+        return [*lines, *(scorer.describe() for scorer in self._scorers.values())]
+
+    def _choose_batches(self, card: batch.Card | None) -> list[str]:
+        """When all is loaded; a line for each decoder."""
+        recipe, decoder = self.recipe, self._decoder
+        assert decoder is not None
+        needed = {decoder: recipe.sampling.group_size}
+        scoring = self._tiny or decoder
+        needed[scoring] = max(needed.get(scoring, 0), recipe.scored_images)
+        lines: list[str] = []
+        for decoder, images in needed.items():
+            if decoder not in self._batches:
+                asked, size = recipe.perceptual.batch_size, recipe.model.size
+                chosen = batch.choose(asked, decoder, size, images=images, card=card)
+                self._batches[decoder] = chosen
+            why = self._batches[decoder][1]
+            lines.append(decoder.describe() + (f"; {why}" if why else ""))
+        return lines
 
     def try_out(self, prompt: Prompt) -> None:
         """Every scorer on grey pictures of the run's size for its first prompt. Raises ValueError
@@ -148,7 +167,7 @@ class PerceptionWorker:
 
     def _decode(self, decoder: Decoder | None, latents: Tensor) -> UInt8[Tensor, "N 3 h w"]:
         assert decoder is not None
-        batches = latents.split(self.recipe.perceptual.batch_size)
+        batches = latents.split(self._batches[decoder][0])
         return torch.cat([decoder.decode(part) for part in batches])
 
 

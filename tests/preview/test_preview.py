@@ -153,6 +153,39 @@ def test_a_recipes_numbers_are_those_of_its_dry_run(name, tmp_path):
     assert f"; {step:.3g} s a step at 300 TFLOP/s" in text
 
 
+def test_a_tiny_decoder_is_counted_and_takes_less(tmp_path, capsys):
+    name, few = "sd35_medium_pickscore_pec", ["--perceptual.batch_size", "auto"]
+    tiny = [*few, "--perceptual.decoder", "tiny", "--perceptual.decode", "clean"]
+    found = []
+    for number, changes in enumerate(([], few, tiny)):
+        recipe = recipes.load(RECIPES / f"{name}.yaml", changes)
+        recipe = report._with_tiny(recipe, tmp_path / f"{number}")
+        model, _ = published.at_hand(recipe.model, tmp_path / f"{number}")
+        placed = recipe.model_copy(update={"model": model})
+        found.append((placed, sizes.measure(placed)))
+    (_, plain), (_, auto), (recipe, small) = found
+    assert (plain.decode, plain.tiny) == (auto.decode, 0)
+    assert small.tiny == pytest.approx(2 * 2.45e6, rel=0.01), "TAESD's blocks in bfloat16"
+    assert memory.estimate(recipe, small).workers["perception"]["tiny decoder"] == small.tiny
+    # The VAE decodes the 24 finished images alone.
+    assert small.decode == pytest.approx(plain.decode / 2, rel=0.01)
+    assert small.decode_flops == plain.decode_flops == plain.score_flops
+    assert small.score_flops < plain.score_flops / 10
+    seconds = [stages.guessed(r, s, tflops=300).by_role["perception"] for r, s in found]
+    assert seconds[0] == seconds[1]
+    one = small.decode_flops + 2 * 9 * small.score_flops
+    assert seconds[2] == pytest.approx(recipe.trained_images * one / 300e12)
+
+
+def test_an_automatic_batch_is_said_to_be_counted_as_its_most(capsys):
+    changes = ["--perceptual.batch_size", "auto", "--perceptual.decoder", "tiny"]
+    recipe = recipes.load(RECIPES / "shapes_pec.yaml", changes)
+    report.show(recipe, measure=False, images_per_hour=None, tflops=300)
+    out = capsys.readouterr().out
+    assert "perceptual.batch_size auto is counted as 48 images" in out
+    assert "tiny decoder 0.4 MiB" in out
+
+
 def test_workers_for_a_target_are_those_that_make_it():
     seconds = stages.Seconds({"rollout": 370.0, "perception": 48.0, "learner": 247.0}, "")
     assert seconds.needed(100.0) == {"rollout": 4, "perception": 1, "learner": 3}

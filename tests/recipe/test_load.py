@@ -138,6 +138,11 @@ def test_null_takes_a_scorer_out(folder):
         ("seven", "'seven': unexpected; overrides are --section.key value"),
         ("--scorers.pickscore.weight 0", "scorers: none has a weight above 0; set one's weight"),
         ("--perceptual.tiny_path ./x", "perceptual.tiny_path: no folder {here}/x; give a folder"),
+        (
+            "--perceptual.batch_size x",
+            "perceptual.batch_size: got 'x', needs a whole number or one of 'auto'",
+        ),
+        ("--model.resolution 0", "model.resolution: got 0, needs a number above 0 or a list such"),
         ("--perceptual.decoder small", "perceptual.decoder: got 'small'"),
         ("--model.path ./x", "model.path: no folder {here}/x; give a folder or a hub id such as"),
         ("--data.prompts x.txt", "data.prompts: no file {here}/x.txt"),

@@ -6,6 +6,8 @@ import torch
 from diffusers import AutoencoderTiny
 
 from percent_ray.data import arrow
+from percent_ray.models import batch
+from percent_ray.models.decoder import VaeDecoder
 from percent_ray.recipe.tree import Perceptual, Recipe, Sampling, Scorer
 from percent_ray.roles.perception import PerceptionWorker, retried
 from percent_ray.roles.rollout import RolloutWorker
@@ -174,6 +176,49 @@ def test_no_tiny_decoder_is_loaded_where_no_transition_is_scored(world, way):
         recipe = Recipe.model_validate(fields)
     lines = PerceptionWorker(recipe, worker="test").ready()
     assert not [line for line in lines if "AutoencoderTiny" in line]
+
+
+def test_an_automatic_batch_is_what_fits_and_changes_no_number(world, monkeypatch):
+    recipe = worlds.with_tiny_decoder(worlds.recipe(world, world), world)
+    fields = recipe.model_dump()
+    fields["perceptual"]["batch_size"] = "auto"
+    automatic = Recipe.model_validate(fields)
+    assert all("48 images" in line for line in decoders(PerceptionWorker(automatic, worker="x")))
+
+    class Card:
+        """Three finished images fit, and not all of the scored ones once they are joined."""
+
+        def free(self):
+            return 12_500
+
+        def peak(self, work):
+            work()
+            return 1000
+
+    monkeypatch.setattr(batch, "card", lambda device, runtime: Card())
+    worker = PerceptionWorker(automatic, worker="test")
+    finished, scored = decoders(worker)
+    # 2 x 4 and 2 x 24 images of 768 bytes are joined.
+    assert "auto: 3 images; one takes" in finished
+    assert "auto: 1 images; one takes" in scored
+    calls: dict[str, list[int]] = {"AutoencoderKL": [], "AutoencoderTiny": []}
+    decode = VaeDecoder.decode
+
+    def counted(decoder, latents):
+        calls[type(decoder.vae).__name__].append(len(latents))
+        return decode(decoder, latents)
+
+    monkeypatch.setattr(VaeDecoder, "decode", counted)
+    trajectory = RolloutWorker(recipe, worker="test").sample(0, Prompt("a red circle"), 0)
+    seen = worker.perceive(trajectory, pictures=False)
+    assert calls == {"AutoencoderKL": [3, 1], "AutoencoderTiny": [1] * 24}
+    expected = PerceptionWorker(recipe, worker="test").perceive(trajectory, pictures=False)
+    ours, theirs = (p.log_p_perc["pickscore"] for p in (seen, expected))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def decoders(worker: PerceptionWorker) -> list[str]:
+    return [line for line in worker.ready() if line.startswith("decoder")]
 
 
 def test_retried_raises_the_last_error():
