@@ -32,11 +32,16 @@ def at_hand(model: tree.Model, folder: Path) -> tuple[tree.Model, str]:
             f"model.path: {model.path} is neither a folder nor in the hub's cache, and only the "
             f"configs of {', '.join(PIPELINES)} are known; give a folder"
         )
-    for name, contents in PIPELINES[model.path].items():
+    write(PIPELINES[model.path], folder)
+    return model.model_copy(update={"path": str(folder)}), "what was published, from memory"
+
+
+def write(files: Files, folder: Path) -> None:
+    """Lay them out as a pipeline's folder."""
+    for name, contents in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(contents))
-    return model.model_copy(update={"path": str(folder)}), "what was published, from memory"
 
 
 def _clip(width: int, layers: int, heads: int, activation: str) -> dict[str, Any]:
