@@ -24,7 +24,6 @@ import diffusers
 import pyarrow as pa
 import ray
 import torch
-from gpu import TRANSFORMER
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 from torch import Tensor
@@ -32,6 +31,7 @@ from transport import table
 
 from percent_ray.data import arrow
 from percent_ray.learn.batch import chunks, groups_of
+from percent_ray.models.published import SD35_MEDIUM
 from percent_ray.objective.grpo import Weights
 from percent_ray.runtime.learner_group import Mailbox, Order, fetch
 from percent_ray.types import ShapedBatch, ShapedRow
@@ -90,9 +90,9 @@ def measure_fetch(groups: int, ranks: int, every: bool) -> dict[str, Any]:
 
 def random_weights(blocks: int) -> dict[str, Tensor]:
     """Of SD3.5-M's transformer with so many blocks, in bfloat16."""
-    settings: dict[str, Any] = TRANSFORMER | {"num_layers": blocks}
+    settings = {**SD35_MEDIUM["transformer/config.json"], "num_layers": blocks}
     with torch.device("meta"):
-        network = diffusers.SD3Transformer2DModel(**settings)
+        network: Any = diffusers.SD3Transformer2DModel.from_config(settings)
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randint(2**14, weight.shape, dtype=torch.int16, generator=generator).view(

@@ -1,70 +1,46 @@
-"""Images a second, seconds by stage, memory and bf16 utilisation of SD3.5-M at its real size.
+"""Images a second, seconds by stage, memory, bf16 utilisation and the ratio's floor of SD3.5-M or
+FLUX.1-dev at its real size.
 
-    python benchmarks/gpu.py            on a GPU: published sizes, random weights, no network
-    python benchmarks/gpu.py --tiny     anywhere: the same code on a network of a few layers
+    python benchmarks/gpu.py --family sd3|flux     on a GPU: published sizes, random weights
+    python benchmarks/gpu.py --family flux --tiny  anywhere: the same code on a few small layers
 
-One process, the roles of `runtime: local`: one group is sampled (10 steps, guidance 4.5), perceived
-three ways (noisy decodes of all trained steps, of 3 steps, and the marginal form, which decodes
-finished images only) and learned from. Weights are random: nothing here depends on their values.
-Prints one JSON line.
+One process, the roles of `runtime: local`, the model and sampling of the family's shipped recipe:
+one group is sampled, perceived three ways (noisy decodes of all trained steps, of 3 steps, and the
+marginal form, which decodes finished images only) and learned from. No network is needed, and
+nothing here depends on the values of the weights but the floor (`benchmarks/floor.py`). Prints one
+JSON line.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
-from torch.utils.flop_counter import FlopCounterMode
+from diffusers import AutoencoderKL
+from floor import PROMPT, RECIPES, floor, random_policy, read
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from percent_ray.learn.engine import TorchEngine
-from percent_ray.models import lora
-from percent_ray.models.base import Condition, best_device
+from percent_ray.models import published
+from percent_ray.models.base import best_device
 from percent_ray.models.decoder import VaeDecoder
-from percent_ray.models.sd3 import StableDiffusion3
 from percent_ray.objective.grpo import Weights
 from percent_ray.objective.methods.marginal_pec import MarginalPec
 from percent_ray.objective.methods.pec import Pec
-from percent_ray.recipe.tree import Data, Model, Perceptual, Recipe, Runtime, Sampling
-from percent_ray.recipe.tree import Learner as LearnerConfig
+from percent_ray.preview import meta
+from percent_ray.preview.stages import BACKWARD
+from percent_ray.recipe.tree import Perceptual, Recipe
 from percent_ray.roles.learner import Learner
 from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt, ShapedBatch, ShapedRow, Trajectory
 
-TRANSFORMER: dict[str, Any] = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "qk_norm": "rms_norm",
-    "dual_attention_layers": tuple(range(13)),
-}
-"""SD3.5-M's published config."""
-VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "scaling_factor": 1.5305,
-    "shift_factor": 0.0609,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
-"""SD3's published VAE."""
 CLIP_H: dict[str, Any] = {
     "vision_config": {
         "hidden_size": 1280,
@@ -77,24 +53,31 @@ CLIP_H: dict[str, Any] = {
 }
 """The image tower of PickScore (CLIP ViT-H/14); its text tower runs once a prompt and is left
 small."""
-TOKENS = 77 + 128
-"""Text tokens: CLIP's and Flow-GRPO's 128 of T5."""
-
-
-class RandomText(StableDiffusion3):
-    """The policy with text embeddings of the real shapes and random values: no text encoders."""
-
-    def encode(self, texts: Sequence[str]) -> Condition:
-        config = self._network.config
-        shape = {
-            "prompt_embeds": (TOKENS, config.joint_attention_dim),
-            "pooled_prompt_embeds": (config.pooled_projection_dim,),
-        }
-        both = shape | {f"negative_{name}": size for name, size in shape.items()}
-        return {
-            name: torch.randn(len(texts), *size, device=self._device, dtype=self.dtype)
-            for name, size in both.items()
-        }
+SMALL_TOWER = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+SMALL_VAE = {"block_out_channels": [32] * 4, "layers_per_block": 1}
+SMALL: dict[str, dict[str, Any]] = {
+    "sd3": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 128,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 64,
+        "dual_attention_layers": [0],
+    },
+    "flux": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 64,
+    },
+}
+"""What `--tiny` changes, by family; the two above are of both."""
 
 
 class RandomPickScore:
@@ -124,80 +107,48 @@ class RandomPickScore:
         return "PickScore's image tower, random weights"
 
 
-TINY: dict[str, dict[str, Any]] = {
-    "transformer": {
-        "num_layers": 2,
-        "num_attention_heads": 2,
-        "caption_projection_dim": 128,
-        "joint_attention_dim": 64,
-        "pooled_projection_dim": 64,
-        "dual_attention_layers": (0,),
-    },
-    "vae": {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
-    "tower": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "patch_size": 14,
-    },
-}
-"""What `--tiny` changes."""
-
-
 @dataclass(frozen=True)
 class Models:
     recipe: Recipe
-    policy: RandomText
+    policy: Any
     decoder: VaeDecoder
     scorer: RandomPickScore
 
 
-def build(tiny: bool, group: int) -> Models:
+MICRO_BATCH = {"sd3": 8, "flux": 3}
+
+
+def build(family: str, folder: Path, group: int, *, tiny: bool, compiled: bool) -> Models:
     """Everything on the device with random weights, in bf16 on a GPU and float32 on a CPU."""
     device = best_device()
-    changes = TINY if tiny else {"transformer": {}, "vae": {}, "tower": {}}
-    dtype = "bfloat16" if device.type == "cuda" else "float32"
-    recipe = Recipe(
-        model=Model(resolution=64 if tiny else 512, dtype=dtype),
-        sampling=Sampling(group_size=group, batch_size=group),
-        learner=LearnerConfig(micro_batch=group // 2),
-        data=Data(groups_per_step=1),
-        runtime=Runtime(backend="local", max_staleness=0),
-    )
-    torch.set_default_dtype(getattr(torch, dtype))
-    with torch.device(device):
-        transformer: Any = SD3Transformer2DModel(**TRANSFORMER | changes["transformer"])
-        vae = AutoencoderKL(**VAE | changes["vae"])
-        vision = CLIP_H["vision_config"] | changes["tower"]
+    overrides = {
+        "model.dtype": "bfloat16" if device.type == "cuda" else "float32",
+        "model.compile": compiled,
+        "model.resolution": 64 if tiny else 512,
+        "sampling.group_size": group,
+        "sampling.batch_size": group,
+        "objective.kl": 0,
+        "learner.micro_batch": MICRO_BATCH[family],
+        "learner.updates": 1,
+        "data.groups_per_step": 1,
+        "runtime.learner.workers": 1,
+        "runtime.backend": "local",
+    }
+    recipe = read(RECIPES[family], overrides)
+    vae_config = published.PIPELINES[recipe.model.path]["vae/config.json"]
+    vision = CLIP_H["vision_config"] | (SMALL_TOWER if tiny else {})
+    policy = random_policy(recipe, folder, SMALL[family] if tiny else {})
+    with device:
+        vae: Any = AutoencoderKL.from_config({**vae_config, **(SMALL_VAE if tiny else {})})
         tower: Any = CLIPModel(CLIPConfig(**CLIP_H | {"vision_config": vision}))
-    torch.set_default_dtype(torch.float32)
-    model = recipe.model
-    lora.add(
-        transformer.cpu(),
-        rank=model.lora_rank,
-        alpha=model.lora_alpha,
-        targets=model.lora_targets,
-        seed=recipe.run.seed,
-    )
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    height, width = model.size
-    policy = RandomText(
-        model,
-        transformer.to(device),
-        scheduler,
-        None,
-        latent_shape=(transformer.config.in_channels, height // 8, width // 8),
-        patch=transformer.config.patch_size,
-        cfg=model.guidance,
-        device=device,
-    )
-    decoder = VaeDecoder(vae.requires_grad_(False))
-    return Models(recipe, policy, decoder, RandomPickScore(tower, 224, device))
+    decoder: Any = VaeDecoder(vae.to(policy.dtype).eval().requires_grad_(False))
+    decoder.describe = lambda: "decoder: random weights"
+    return Models(recipe, policy, decoder, RandomPickScore(tower.to(policy.dtype), 224, device))
 
 
 def timed(work: Callable[[], Any], repeats: int) -> tuple[Any, float, float]:
-    """The last result, the least seconds over `repeats` calls after a first one, peak GiB."""
+    """The last result, the least seconds over `repeats` calls after a first one, and the peak GiB
+    of a GPU, else 0."""
     cuda = torch.cuda.is_available()
     result = work()
     if cuda:
@@ -220,12 +171,11 @@ def matrix_rate(device: torch.device, size: int) -> float:
     return 10 * 2 * size**3 / seconds
 
 
-def velocity_flops(policy: RandomText, images: int) -> float:
-    """FLOPs of one conditional and one unconditional pass over `images` latents."""
-    latents = torch.randn(images, *policy.latent_shape)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        policy.velocity(latents, torch.full((images,), 0.5), policy.encode(["a prompt"]))
-    return float(counter.get_total_flops())
+def velocity_flops(models: Models, images: int) -> float:
+    """FLOPs of one guided velocity of as many latents."""
+    policy = models.policy
+    latents, condition = torch.randn(images, *policy.latent_shape), policy.encode(["a prompt"])
+    return meta.flops(lambda: policy.velocity(latents, torch.full((images,), 0.5), condition))
 
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -279,49 +229,57 @@ def update(models: Models, group: Trajectory, repeats: int) -> tuple[float, floa
     return seconds, gib
 
 
-def measure(tiny: bool, group: int, repeats: int) -> dict[str, Any]:
-    models = build(tiny, group)
-    device = best_device()
-    prompt = Prompt("a photo of a red circle")
-    rollout = RolloutWorker(models.recipe, worker="benchmark", policy=models.policy)
-    trajectory, sample_s, sample_gib = timed(lambda: rollout.sample(0, prompt, 0), repeats)
+def measure(models: Models, repeats: int) -> dict[str, Any]:
+    device, recipe, policy = best_device(), models.recipe, models.policy
+    rollout = RolloutWorker(recipe, worker="benchmark", policy=policy)
+    trajectory, sample_s, sample_gib = timed(lambda: rollout.sample(0, PROMPT, 0), repeats)
     perceive_s, perceive_gib = perceive(models, trajectory, repeats)
+    drawn = recipe.objective.model_copy(update={"old_log_prob": "drawn"})
+    largest, outside = floor(recipe.model_copy(update={"objective": drawn}), policy, trajectory)
     update_s, update_gib = update(models, trajectory, repeats)
     peak = matrix_rate(device, 8192 if device.type == "cuda" else 1024)
-    forward = velocity_flops(models.policy, group)
-    # A replay is both passes forward, and a backward through the conditional one: the gradient of
-    # its activations costs a forward, that of the frozen weights is not computed.
-    update_flops = len(trajectory.steps) * (forward + forward / 2)
-    sample_flops = models.recipe.sampling.steps * forward
+    group = recipe.sampling.group_size
+    forward = velocity_flops(models, group)
+    # The branch without gradients has no backward pass.
+    guided = "negative_prompt_embeds" in policy.condition_shapes()
+    update_flops = len(trajectory.steps) * forward * (1 + BACKWARD / (2 if guided else 1))
+    sample_flops = recipe.sampling.steps * forward
     memory = {"sample": sample_gib, "perceive": perceive_gib, "update": update_gib}
     return {
         "benchmark": "gpu",
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "tiny": tiny,
-        "resolution": models.recipe.model.resolution,
+        "family": recipe.model.family,
+        "compiled": recipe.model.compile,
+        "dtype": recipe.model.dtype,
+        "resolution": recipe.model.resolution,
         "group": group,
+        "micro_batch": recipe.learner.micro_batch,
         "images_per_s": round(group / (sample_s + perceive_s["all_steps"] + update_s), 4),
         "sample_s": round(sample_s, 3),
         "perceive_s": {name: round(seconds, 3) for name, seconds in perceive_s.items()},
         "update_s": round(update_s, 3),
-        "peak_gib": {stage: round(gib, 1) for stage, gib in memory.items()},
+        "peak_gib": {stage: round(gib, 1) for stage, gib in memory.items() if gib},
         "matrix_tflops": round(peak / 1e12, 2),
         "sample_utilisation": round(sample_flops / sample_s / peak, 3),
         "update_utilisation": round(update_flops / update_s / peak, 3),
+        "floor": {"largest": largest, "outside_1e-4": outside},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--tiny", action="store_true", help="a network of a few layers, any machine"
-    )
-    parser.add_argument("--group", type=int, default=24, help="images of the group, even")
+    parser.add_argument("--family", choices=RECIPES, default="sd3", help="of the model")
+    parser.add_argument("--tiny", action="store_true", help="a few small layers, any machine")
+    parser.add_argument("--compile", action="store_true", help="with model.compile")
+    parser.add_argument("--group", type=int, default=24, help="images of it, a multiple of 24")
     parser.add_argument("--repeats", type=int, default=2, help="timed calls after a first one")
-    arguments = parser.parse_args()
-    if not arguments.tiny and not torch.cuda.is_available():
-        parser.error("no GPU here; --tiny runs the same code on a network of a few layers")
-    print(json.dumps(measure(arguments.tiny, arguments.group, arguments.repeats)))
+    asked = parser.parse_args()
+    if not asked.tiny and not torch.cuda.is_available():
+        parser.error("no GPU here; --tiny runs the same code on a few small layers")
+    options = {"tiny": asked.tiny, "compiled": asked.compile}
+    with tempfile.TemporaryDirectory() as folder:
+        models = build(asked.family, Path(folder), asked.group, **options)
+        print(json.dumps({"tiny": asked.tiny} | measure(models, asked.repeats)))
 
 
 if __name__ == "__main__":

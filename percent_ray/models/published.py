@@ -46,11 +46,16 @@ def _at_hand(
             f"{key}: {path} is neither a folder nor in the hub's cache, and only the configs of "
             f"{', '.join(known)} are known; give a folder"
         )
-    for name, contents in known[path].items():
-        written = folder / name
-        written.parent.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps(contents))
+    write(known[path], folder)
     return str(folder), "what was published, from memory"
+
+
+def write(files: Files, folder: Path) -> None:
+    """Lay them out as a pipeline's folder."""
+    for name, contents in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(contents))
 
 
 def _clip(width: int, layers: int, heads: int, activation: str) -> dict[str, Any]:

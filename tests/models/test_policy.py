@@ -310,7 +310,7 @@ def test_compiled_blocks_change_no_name_and_no_number(
 @shipped
 def test_a_compiled_bfloat16_model_learns_from_its_own_replay(kind, where):
     """Torch's compiler itself: the draw, which has no gradients, rounds otherwise."""
-    options = {"dtype": "bfloat16", "guidance": 4.5, "draw": 4, "micro_batch": 2, "images": 4}
+    options = {"dtype": "bfloat16", "guidance": 4.5, "draw": 2, "micro_batch": 2, "images": 4}
     compiled = {"compile": True, "updates": 2}
     with pytest.raises(ValueError, match=r"up to .* set objective\.old_log_prob replayed"):
         ratios(kind, where, **options, **compiled)
