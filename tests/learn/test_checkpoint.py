@@ -82,7 +82,8 @@ def test_another_recipe_is_named_field_by_field(tmp_path):
         tmp_path, learner={"lr": 0.5}, scorers={"clip": {}, "pickscore": {"weight": 2.0}}
     )
     message = (
-        r"learner.lr was 0.001, is 0.5; scorers.clip.kind was not there, is ; "
+        r"learner.lr was 0.001, is 0.5; scorers.clip.color_path was not there, is ; .*"
+        r"scorers.clip.kind was not there, is ; "
         r".*; scorers.pickscore.weight was 1.0, is 2.0; set them back$"
     )
     with pytest.raises(ValueError, match=message):
