@@ -20,6 +20,9 @@ the base model has the pool too, and the metrics of choosing from it ever more s
 PICTURES = "pictures.npz"
 """The last checkpoint's pictures: `images` uint8 [P, K, 3, H, W]."""
 
+MEASURED = [2, *SPACES]
+"""What a result says that it has measured: raise the number where a measure changes its meaning."""
+
 Curve = tuple[np.ndarray, np.ndarray]
 """Values [n] over versions, steps or rewards [n]: (x, y)."""
 
@@ -159,7 +162,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     measured in other spaces: it is to be judged again."""
     path = folder / RESULT
     result = json.loads(path.read_text()) if path.is_file() else {}
-    return result if result.get("spaces") == list(SPACES) else {}
+    return result if result.get("measured") == MEASURED else {}
 
 
 def folder_of(recipe: Recipe) -> Path:

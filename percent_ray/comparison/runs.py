@@ -21,9 +21,8 @@ import yaml
 from ray.exceptions import RayError
 
 from percent_ray.comparison.plan import BASE, Comparison, Plan
-from percent_ray.comparison.results import PICTURES, RESULT, folder_of, read_result
+from percent_ray.comparison.results import MEASURED, PICTURES, RESULT, folder_of, read_result
 from percent_ray.evaluation.judge import Judge, Protocol
-from percent_ray.evaluation.quality import SPACES
 from percent_ray.learn import checkpoint
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.command_line import RECIPE_FILE
@@ -215,7 +214,7 @@ def _write(folder: Path, images: np.ndarray, protocol: Protocol, **results: Any)
     """The result last and all at once: it says that all the rest is there."""
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / PICTURES, images=images)
-    contents = {"protocol": protocol.model_dump(mode="json"), "spaces": SPACES, **results}
+    contents = {"protocol": protocol.model_dump(mode="json"), "measured": MEASURED, **results}
     aside = folder / f"{RESULT}.partial"
     aside.write_text(json.dumps(contents, indent=1))
     aside.rename(folder / RESULT)

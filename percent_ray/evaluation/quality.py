@@ -62,7 +62,7 @@ def measure(judged: Iterable[Judged]) -> dict[str, float]:
     """
     values: dict[str, list[float]] = {}
     groups = list(judged)
-    mean = torch.cat([group.features[LATENT] for group in groups]).float().mean(0)
+    shared = torch.cat([group.features[LATENT] for group in groups]).float().mean(0)
     for group in groups:
         for name, report in group.reports.items():
             values.setdefault(f"quality/{name}", []).append(report.values.mean().item())
@@ -71,6 +71,6 @@ def measure(judged: Iterable[Judged]) -> dict[str, float]:
         for space, features in group.features.items():
             values.setdefault(f"vendi/{space}", []).append(vendi(features))
             values.setdefault(f"variance/{space}", []).append(feature_variance(features))
-        centred = vendi(group.features[LATENT].float() - mean)
+        centred = vendi(group.features[LATENT].float() - shared)
         values.setdefault(f"vendi/{CENTRED}", []).append(centred)
     return {name: float(np.mean(each)) for name, each in values.items()}

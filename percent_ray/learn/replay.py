@@ -55,9 +55,9 @@ class Replay:
         self._old.clear()
         for batch in later if self._own else ():
             steps = range(batch.weights.advantage.shape[1])
-            # A compiled block takes other kernels, which round otherwise, without gradients.
-            with torch.set_grad_enabled(self._compiled):
-                found = [self._log_prob(batch, step).detach() for step in steps]
+            # With gradients, as they will be learned from: without them other kernels may run,
+            # which round otherwise, in compiled blocks and not only there.
+            found = [self._log_prob(batch, step).detach() for step in steps]
             self._old |= zip(batch.ids, torch.stack(found, dim=1), strict=True)
 
     def check(self, first: Mapping[str, float]) -> Mapping[str, float]:

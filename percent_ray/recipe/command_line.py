@@ -16,6 +16,8 @@ from percent_ray.recipe.load import RecipeError
 from percent_ray.recipe.section import METHODS
 from percent_ray.recipe.tree import Recipe
 
+TFLOPS = 300.0
+"""Of a worker, where `--tflops` does not say it."""
 RECIPE_FILE = "recipe.yaml"
 """The recipe that a run writes into its folder and that `--resume` reads."""
 
@@ -145,7 +147,7 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--images-per-hour", type=_positive)
-    parser.add_argument("--tflops", type=_positive, default=300.0)
+    parser.add_argument("--tflops", type=_positive)
     flags, overrides = parser.parse_known_args(argv)
     problems = [*_misspelt(overrides)]
     if flags.resume and flags.config:
@@ -156,8 +158,10 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
         problems.append(f"--from: no file {flags.source}; write one with --only rollout")
     if flags.dry_run and (flags.only or flags.resume):
         problems.append("--dry-run is of a whole run from its start; drop --only and --resume")
-    if (flags.measure or flags.images_per_hour) and not flags.dry_run:
-        problems.append("--measure and --images-per-hour are of --dry-run; add it or drop them")
+    if (flags.measure or flags.images_per_hour or flags.tflops) and not flags.dry_run:
+        problems.append(
+            "--measure, --images-per-hour and --tflops are of --dry-run; add it or drop them"
+        )
     resume = _run_folder(flags.resume, problems) if flags.resume else None
     config = Path(flags.config) if flags.config else default
     if flags.config and not config.is_file():
@@ -175,7 +179,7 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
         dry_run=flags.dry_run,
         measure=flags.measure,
         images_per_hour=flags.images_per_hour,
-        tflops=flags.tflops,
+        tflops=flags.tflops or TFLOPS,
     )
 
 

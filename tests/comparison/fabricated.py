@@ -10,9 +10,8 @@ import yaml
 
 from percent_ray.comparison import plan as plans
 from percent_ray.comparison.plan import BASE, Plan
-from percent_ray.comparison.results import PICTURES, RESULT
+from percent_ray.comparison.results import MEASURED, PICTURES, RESULT
 from percent_ray.data.prompts import read_prompts
-from percent_ray.evaluation.quality import SPACES
 from percent_ray.monitor.history import History
 
 BASE_REWARD, BASE_VENDI = 0.2, 8.0
@@ -86,7 +85,7 @@ def finish(plan: Plan) -> None:
 
     def write(folder: Path, versions: dict[int, dict[str, float]], **settings: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        result = {"protocol": protocol, "spaces": SPACES, "versions": versions, **settings}
+        result = {"protocol": protocol, "measured": MEASURED, "versions": versions, **settings}
         (folder / RESULT).write_text(json.dumps(result))
         np.savez(folder / PICTURES, images=np.zeros((count, 4, 3, 8, 8), np.uint8))
 

@@ -150,7 +150,7 @@ def test_a_run_that_was_stopped_is_not_taken_for_finished(path, tmp_path, monkey
     assert runs.is_finished(recipe, protocol)
 
     path = results.folder_of(recipe) / results.RESULT
-    older = json.loads(path.read_text()) | {"spaces": ["vae"]}
+    older = json.loads(path.read_text()) | {"measured": ["vae"]}
     path.write_text(json.dumps(older))
     assert not runs.is_finished(recipe, protocol), "judged in fewer spaces by an earlier version"
     assert not results.read_result(results.folder_of(recipe))

@@ -239,6 +239,7 @@ def test_a_model_of_which_nothing_is_known_is_one_line(tmp_path):
     ("arguments", "said"),
     [
         (["--measure"], "add it or drop them"),
+        (["--tflops", "100"], "add it or drop them"),
         (["--dry-run", "--only", "rollout"], "drop --only and --resume"),
         (["--dry-run", "--images-per-hour", "-3"], "is not above 0"),
         (["--dry-rum"], "did you mean --dry-run"),
