@@ -61,6 +61,8 @@ def cut(model: tree.Model, prompts: Sequence[str]) -> dict[str, tuple[int, int]]
         kind = index[part][1]
         if "T5" in kind and not model.t5:
             continue
+        if not hasattr(transformers, kind):
+            raise ValueError(f"model.path: {part} of {model.path} is a {kind}, which is not known")
         tokens = pretrained.read(
             getattr(transformers, kind), model.folder, part=f"model.path: {part}", subfolder=part
         )
