@@ -89,7 +89,8 @@ class Flux(trained.Trained):
             guidance = torch.full((rows,), self._model.guidance, device=self._device)
         predicted = self.module(
             hidden_states=pack(latents),
-            timestep=sigma,
+            # Rounded as the pipeline rounds it: in bfloat16 that is another time than sigma's.
+            timestep=(sigma * 1000).to(latents.dtype) / 1000,
             guidance=guidance,
             pooled_projections=pooled,
             encoder_hidden_states=embeds,

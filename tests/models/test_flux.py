@@ -78,6 +78,20 @@ def test_the_guidance_is_embedded(where):
     assert len(calls) == 1
 
 
+def test_a_bfloat16_model_is_told_the_time_as_the_pipeline_tells_it(where):
+    """0.273 x 1000 is 272 in bfloat16, and 0.273 itself becomes 274 thousandths."""
+    loaded = policy(where, dtype="bfloat16")
+    seen = []
+    hook = lambda _, __, kwargs: seen.append(kwargs["timestep"])  # noqa: E731
+    loaded.module.register_forward_pre_hook(hook, with_kwargs=True)
+    latents, _, condition = case(loaded)
+    with torch.no_grad():
+        loaded.velocity(latents, torch.tensor([0.273, 1.0]), condition)
+    expected = torch.tensor([273.0, 1000.0]).bfloat16() / 1000
+    assert torch.equal(seen[0], expected)
+    assert (seen[0].float() * 1000).bfloat16().tolist() == [272.0, 1000.0]
+
+
 def test_a_model_without_a_guidance_embedding_says_that_it_reads_none(tmp_path):
     folder = build_flux(tmp_path / "schnell", embeds=False)
     loaded = policy(folder)
