@@ -15,11 +15,10 @@ def write(source: Source, folder: Path) -> Path:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    _check(source)
+    tensors = _tensors(source)
     with safe_open(source.policy / LORA_WEIGHT_NAME_SAFE, framework="pt") as saved:
         header = saved.metadata()
     path = folder / LORA_WEIGHT_NAME_SAFE
-    tensors = {_key(name): weight.contiguous() for name, weight in source.weights.items()}
     save_file(tensors, path, metadata=header)
     return path
 
@@ -39,8 +38,7 @@ def write_comfyui(source: Source, folder: Path) -> Path:
     """
     from safetensors.torch import save_file
 
-    _check(source)
-    tensors = {_key(name): weight.contiguous() for name, weight in source.weights.items()}
+    tensors = _tensors(source)
     for name in list(tensors):
         module = name.partition(".lora_")[0]
         tensors[f"{module}.alpha"] = torch.tensor(float(source.model.lora_alpha))
@@ -49,15 +47,13 @@ def write_comfyui(source: Source, folder: Path) -> Path:
     return path
 
 
-def _check(source: Source) -> None:
+def _tensors(source: Source) -> dict[str, torch.Tensor]:
+    """The adapter by the names that a file has. Raises ValueError for a run without one."""
     if not source.model.lora_rank:
         raise ValueError(
             f"{source.checkpoint} has no adapter: the run trained every weight (model.lora_rank "
             "0); give --merged and --format diffusers, whose FOLDER/transformer ComfyUI's node "
             "Load Diffusion Model reads, too, where that is one file"
         )
-
-
-def _key(name: str) -> str:
-    """A weight's name in a file, by its name in the network."""
-    return f"transformer.{name.replace(f'.{lora.ADAPTER}.', '.')}"
+    layers = lora.named(source.weights)
+    return {f"transformer.{name}": weight.contiguous() for name, weight in layers.items()}

@@ -41,7 +41,7 @@ def load_tiny(model: tree.Model, path: str, *, default: str, device: torch.devic
     if kind != AutoencoderTiny.__name__:
         raise ValueError(f"{name} is of class {kind}, not AutoencoderTiny; give a folder of one")
     vae = pretrained.config(AutoencoderKL, model.folder, part="model.path: vae", subfolder="vae")
-    found, needed = _layout(ours), _layout(vae)
+    found, needed = layout(ours), layout(vae)
     if found != needed:
         raise ValueError(
             f"{name} has {found[0]} latent channels and scales by {found[1]}, the VAE of "
@@ -56,7 +56,7 @@ def tiny_path(model: tree.Model, path: str, default: str) -> str:
     return path or EMBEDDED.get(model.path, default)
 
 
-def _layout(config: Mapping[str, Any]) -> tuple[int, int]:
+def layout(config: Mapping[str, Any]) -> tuple[int, int]:
     """Channels of a latent, and pixels on a side of one of its own."""
     if stages := config.get("num_decoder_blocks"):  # an AutoencoderTiny
         return config["latent_channels"], config["upsampling_scaling_factor"] ** (len(stages) - 1)
@@ -100,7 +100,7 @@ class VaeDecoder:
 
     def blank(self, size: tuple[int, int]) -> Float[Tensor, "1 C H W"]:
         """The latent of zeros of an image of that height and width, on the CPU."""
-        channels, scale = _layout(self.vae.config)
+        channels, scale = layout(self.vae.config)
         return torch.zeros(1, channels, *(side // scale for side in size))
 
     def describe(self) -> str:

@@ -95,7 +95,7 @@ class Flux(trained.Trained):
             pooled_projections=pooled,
             encoder_hidden_states=embeds,
             txt_ids=embeds.new_zeros(embeds.shape[1], 3),
-            img_ids=image_ids(height // PATCH, width // PATCH).to(embeds),
+            img_ids=image_ids(height // PATCH, width // PATCH, self._device).to(embeds.dtype),
             return_dict=False,
         )[0]
         return unpack(predicted.float(), height // PATCH, width // PATCH)
@@ -111,11 +111,13 @@ def unpack(tokens: Float[Tensor, "B N F"], rows: int, columns: int) -> Float[Ten
     return functional.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), PATCH)
 
 
-def image_ids(rows: int, columns: int) -> Float32[Tensor, "N 3"]:
-    """Of each token (0, row, column), which the rotary embedding reads."""
+def image_ids(
+    rows: int, columns: int, device: torch.device | None = None
+) -> Float32[Tensor, "N 3"]:
+    """Of each token (0, row, column), which the rotary embedding reads; made where it is read."""
     row, column = torch.meshgrid(
-        torch.arange(rows, dtype=torch.float32),
-        torch.arange(columns, dtype=torch.float32),
+        torch.arange(rows, dtype=torch.float32, device=device),
+        torch.arange(columns, dtype=torch.float32, device=device),
         indexing="ij",
     )
     return torch.stack([torch.zeros_like(row), row, column], dim=-1).flatten(0, 1)

@@ -70,15 +70,17 @@ def save(network: Any, pipeline: Any, folder: str, weights: Mapping[str, Tensor]
 
     The adapter's rank and alpha go along: a reader without them would assume a scale of 1.
     """
-    layers = {
-        name.replace(f".{ADAPTER}.", "."): weight.detach().cpu().contiguous()
-        for name, weight in weights.items()
-    }
+    layers = {n: weight.detach().cpu().contiguous() for n, weight in named(weights).items()}
     pipeline.save_lora_weights(
         folder,
         transformer_lora_layers=layers,
         transformer_lora_adapter_metadata=network.peft_config[ADAPTER].to_dict(),
     )
+
+
+def named(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adapter weights by the names that files have, without peft's name of the adapter."""
+    return {name.replace(f".{ADAPTER}.", "."): weight for name, weight in weights.items()}
 
 
 def load(folder: str) -> dict[str, Tensor]:

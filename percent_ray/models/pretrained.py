@@ -4,6 +4,7 @@ be trained on, without a word."""
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -134,9 +135,12 @@ def count(parameters: Iterable[Any]) -> int:
 
 def described(folder: str, model: Any, *, subfolder: str = "") -> str:
     """A line for the start of a run: what was loaded, whole."""
-    parameters = count(model.parameters())
-    said = f"{type(model).__name__} of {folder}, {parameters:,} weights, none missing"
-    return said + variants(folder, [subfolder])
+    return counted(folder, model) + variants(folder, [subfolder])
+
+
+def counted(place: str | Path, model: Any) -> str:
+    """The same without the variant, of a model from a folder or a file."""
+    return f"{type(model).__name__} of {place}, {count(model.parameters()):,} weights, none missing"
 
 
 def variants(folder: str, subfolders: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """Text towers of a diffusers pipeline: what the model families share in encoding prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,24 +49,29 @@ def has(index: Mapping[str, Any], part: str) -> bool:
     return (index.get(part) or [None])[0] is not None
 
 
-def cut(model: tree.Model, prompts: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """By tokenizer of `model.path` how many prompts it cuts off, and at how many tokens; empty
-    where the pipeline names none. Raises ValueError, in one line, for one that cannot be read."""
+def parts(model: tree.Model, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Name and transformers class of every part of `model.path` that begins with `prefix`, but for
+    T5's where `model.t5` leaves it out. Raises ValueError, in one line, for an unknown class."""
     import transformers
     from diffusers import DiffusionPipeline
 
     index = pretrained.config(DiffusionPipeline, model.folder, part="model.path: pipeline")
-    found: dict[str, tuple[int, int]] = {}
-    for part in sorted(name for name in index if name.startswith("tokenizer") and has(index, name)):
+    for part in sorted(name for name in index if name.startswith(prefix) and has(index, name)):
         kind = index[part][1]
         if "T5" in kind and not model.t5:
             continue
         if not hasattr(transformers, kind):
             raise ValueError(f"model.path: {part} of {model.path} is a {kind}, which is not known")
-        tokens = pretrained.read(
-            getattr(transformers, kind), model.folder, part=f"model.path: {part}", subfolder=part
-        )
-        most = model.max_sequence_length if "T5" in kind else tokens.model_max_length
+        yield part, getattr(transformers, kind)
+
+
+def cut(model: tree.Model, prompts: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """By tokenizer of `model.path` how many prompts it cuts off, and at how many tokens; empty
+    where the pipeline names none. Raises ValueError, in one line, for one that cannot be read."""
+    found: dict[str, tuple[int, int]] = {}
+    for part, kind in parts(model, "tokenizer"):
+        tokens = pretrained.read(kind, model.folder, part=f"model.path: {part}", subfolder=part)
+        most = model.max_sequence_length if "T5" in kind.__name__ else tokens.model_max_length
         # Asked whole, a tokenizer would warn of every text that is too long.
         lengths = [len(ids) for ids in tokens(list(prompts), verbose=False).input_ids]
         found[part] = sum(length > most for length in lengths), most

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
-from percent_ray.models import lora, pretrained
+from percent_ray.models import decoder, lora, pretrained
 from percent_ray.models.base import Condition
 from percent_ray.recipe import tree
 
@@ -362,7 +362,7 @@ def latent_size(model: tree.Model, patch: int, *, largest: int | None = None) ->
     from diffusers import AutoencoderKL
 
     vae = pretrained.config(AutoencoderKL, model.folder, part="model.path: vae", subfolder="vae")
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    _, scale = decoder.layout(vae)
     multiple = scale * patch
     most = None if largest is None else multiple * largest
     if any(side % multiple or (most is not None and side > most) for side in model.size):

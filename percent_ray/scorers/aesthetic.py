@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from percent_ray.models import pretrained
 from percent_ray.scorers import state_file
-from percent_ray.scorers.base import Report
+from percent_ray.scorers.base import Report, pixel_values
 from percent_ray.types import Prompt
 
 PART: Final = "aesthetic head"
@@ -46,7 +46,7 @@ def load(path: str, *, device: torch.device) -> "Aesthetic":
         SiglipVisionModel, place, part="SigLIP", unused=UNUSED, dtype=torch.float32
     )
     layers = head(state, width=siglip.config.hidden_size, where=f"{PART} of {file}")
-    said = f"{pretrained.described(place, siglip)}; {state_file.described(file, layers)}"
+    said = f"{pretrained.described(place, siglip)}; {pretrained.counted(file, layers)}"
     return Aesthetic(siglip.requires_grad_(False).to(device), layers.to(device), processor, said)
 
 
@@ -101,7 +101,5 @@ class Aesthetic:
         return self._description
 
     def _features(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
-        inputs = self._processor(
-            images.to(self._siglip.device), return_tensors="pt", input_data_format="channels_first"
-        )
-        return self._siglip(inputs.pixel_values).pooler_output
+        pixels = pixel_values(self._processor, images.to(self._siglip.device))
+        return self._siglip(pixels).pooler_output

@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
@@ -142,6 +142,12 @@ class Checked:
         size = self._batch_size
         starts = range(0, len(images), size)
         return [(images[i : i + size], prompts[i : i + size]) for i in starts]
+
+
+def pixel_values(processor: Any, images: Any) -> Tensor:
+    """What an image processor of transformers makes of images, uint8 [N, 3, H, W] or a list of
+    [3, H, W], on their device."""
+    return processor(images, return_tensors="pt", input_data_format="channels_first").pixel_values
 
 
 def load_scorer(name: str, settings: tree.Scorer, *, device: torch.device) -> Checked:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from percent_ray.models import pretrained
 from percent_ray.recipe.paths import locate
-from percent_ray.scorers.base import Report
+from percent_ray.scorers.base import Report, pixel_values
 from percent_ray.types import Prompt
 
 DEFAULT = "openai/clip-vit-large-patch14"
@@ -78,12 +78,9 @@ class Towers:
     @torch.inference_mode()
     def images(self, images: Iterable[UInt8[Tensor, "3 H W"]]) -> Float32[Tensor, "N D"]:
         """Projected features of images of any sizes, not normalised, on the model's device."""
-        inputs = self._image_processor(
-            [image.to(self._device) for image in images],
-            return_tensors="pt",
-            input_data_format="channels_first",
-        )
-        return features(self._model.get_image_features(inputs.pixel_values)).float()
+        given = [image.to(self._device) for image in images]
+        pixels = pixel_values(self._image_processor, given)
+        return features(self._model.get_image_features(pixels)).float()
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Float32[Tensor, "N D"]:

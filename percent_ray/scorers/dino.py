@@ -9,7 +9,7 @@ from torch import Tensor
 
 from percent_ray.models import pretrained
 from percent_ray.recipe.paths import locate
-from percent_ray.scorers.base import Report
+from percent_ray.scorers.base import Report, pixel_values
 from percent_ray.types import Prompt
 
 DEFAULT = "facebook/dinov2-base"
@@ -73,10 +73,7 @@ class Dino:
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """The class token after the last layer norm; of a model without one, such as SigLIP's, what
         its own pooler makes of the patches. On the CPU."""
-        inputs = self._processor(
-            images.to(self._model.device), return_tensors="pt", input_data_format="channels_first"
-        )
-        output = self._model(inputs.pixel_values)
+        output = self._model(pixel_values(self._processor, images.to(self._model.device)))
         if self._has_class_token:
             return output.last_hidden_state[:, 0].float().cpu()
         pooled = getattr(output, "pooler_output", None)

@@ -86,7 +86,7 @@ def load(path: str, *, device: torch.device) -> "HPSv2":
         CLIPTokenizer, place, part="tokenizer", vocabulary=TEXT["vocab_size"]
     )
     clip = model(state_file.read(file, part=PART, key="state_dict"), where=f"{PART} of {file}")
-    said = f"{PART}: {state_file.described(file, clip)}; tokenizer of {place}"
+    said = f"{PART}: {pretrained.counted(file, clip)}; tokenizer of {place}"
     return HPSv2(clip.to(device), tokenizer, said)
 
 

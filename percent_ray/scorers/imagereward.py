@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from percent_ray.models import pretrained
 from percent_ray.scorers import state_file
-from percent_ray.scorers.base import Report
+from percent_ray.scorers.base import Report, pixel_values
 from percent_ray.types import Prompt
 
 PART: Final = "ImageReward"
@@ -173,9 +173,7 @@ class ImageReward:
         return self._blip.vision.device
 
     def _pixels(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N 3 S S"]:
-        return self._processor(
-            images.to(self._device), return_tensors="pt", input_data_format="channels_first"
-        ).pixel_values
+        return pixel_values(self._processor, images.to(self._device))
 
 
 def _source(name: str) -> state_file.Source:
@@ -185,6 +183,6 @@ def _source(name: str) -> state_file.Source:
 def _described(file: Path, blip: Blip, state: Mapping[str, Tensor], tokenizer: str) -> str:
     unread = sum(name.startswith(UNUSED) for name in state)
     return (
-        f"{PART}: {state_file.described(file, blip)}, {unread} of the file's tensors not needed; "
+        f"{PART}: {pretrained.counted(file, blip)}, {unread} of the file's tensors not needed; "
         f"tokenizer of {tokenizer}"
     )

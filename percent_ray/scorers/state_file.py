@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from percent_ray.models import hub, pretrained, weights
+from percent_ray.models import hub, weights
 from percent_ray.recipe.errors import first_line
 from percent_ray.recipe.paths import Place, locate
 
@@ -108,12 +108,6 @@ def fill(
     model.load_state_dict({name: x.float().contiguous() for name, x in taken.items()}, assign=True)
     _count_positions(model)
     return model.requires_grad_(False).eval()
-
-
-def described(file: Path, model: nn.Module) -> str:
-    """A line for the start of a run: what was loaded, whole."""
-    count = pretrained.count(model.parameters())
-    return f"{type(model).__name__} of {file}, {count:,} weights, none missing"
 
 
 def linear_head(width: int, widths: Sequence[int], *, gaps: int) -> nn.Sequential:

@@ -1,7 +1,11 @@
 """Random state dicts under published names, and files of them."""
 
+import pytest
 import torch
 from torch.nn.functional import layer_norm, linear, scaled_dot_product_attention
+
+from percent_ray.recipe.tree import Scorer
+from percent_ray.scorers.base import load_scorer
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -48,6 +52,14 @@ def images(*, height: int = 40, width: int = 24) -> torch.Tensor:
     coarse = torch.rand(3, 3, 8, 6, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")
     return smooth.clamp(0, 1).mul(255).to(torch.uint8)
+
+
+def refusal(kind: str, path: str) -> str:
+    """The line with which a scorer of that kind and path is refused, without its name."""
+    with pytest.raises(ValueError, match=r"^scorers\.mine: ") as caught:
+        load_scorer("mine", Scorer(kind=kind, path=path), device=torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix("scorers.mine: ")
 
 
 def damaged(state, *, drop: str = "", add: str = "", cut: str = ""):

@@ -217,10 +217,7 @@ def test_what_is_no_such_file_is_one_line(tiny, tmp_path):
     file = tmp_path / hpsv2.FILE
 
     def said(path=str(tmp_path)):
-        with pytest.raises(ValueError, match=r"^scorers\.mine: ") as caught:
-            load_scorer("mine", Settings(kind="hpsv2", path=path), device=CPU)
-        assert "\n" not in str(caught.value)
-        return str(caught.value).removeprefix("scorers.mine: ")
+        return published.refusal("hpsv2", path)
 
     assert said() == (
         f"HPSv2.1 of {tmp_path}: has no {file.name}; give that file or a folder with it"

@@ -266,10 +266,7 @@ def test_what_is_no_such_file_is_one_line(tmp_path):
     file = tmp_path / imagereward.FILE
 
     def said(path=str(tmp_path)):
-        with pytest.raises(ValueError, match=r"^scorers\.mine: ") as caught:
-            load_scorer("mine", Settings(kind="imagereward", path=path), device=CPU)
-        assert "\n" not in str(caught.value)
-        return str(caught.value).removeprefix("scorers.mine: ")
+        return published.refusal("imagereward", path)
 
     assert said() == (
         f"ImageReward of {tmp_path}: has no {file.name}; give that file or a folder with it"
