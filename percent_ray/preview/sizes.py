@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from percent_ray.models import pretrained, published, trained
+from percent_ray.models import pretrained, published, text
 from percent_ray.models.base import Condition, family
 from percent_ray.models.decoder import VaeDecoder, load_tiny
 from percent_ray.models.trained import Trained
 from percent_ray.preview import meta
+from percent_ray.recipe.discover import SCORERS
 from percent_ray.recipe.paths import locate
 from percent_ray.recipe.tree import MOST, Recipe
 
@@ -140,31 +141,21 @@ def _bytes(weights: Iterable[Tensor]) -> int:
 
 def _text(recipe: Recipe, policy: Trained) -> Iterator[tuple[str, int]]:
     """Every text encoder that a rollout worker loads."""
-    import transformers
-
-    model = recipe.model
-    for part, kind in trained.index(model, policy.pipeline).items():
-        if not part.startswith("text_encoder") or kind[0] is None:
-            continue
-        if "T5" in kind[1] and not model.t5:
-            continue
-        encoder = pretrained.skeleton(
-            getattr(transformers, kind[1]),
-            model.folder,
-            part=f"model.path: {part}",
-            subfolder=part,
-            dtype=policy.dtype,
-        )
+    folder, dtype = recipe.model.folder, policy.dtype
+    for part, kind in text.parts(recipe.model, "text_encoder"):
+        where = {"part": f"model.path: {part}", "subfolder": part}
+        encoder = pretrained.skeleton(kind, folder, **where, dtype=dtype)
         yield part, _bytes(encoder.parameters())
 
 
 def _scorers(recipe: Recipe) -> Iterator[tuple[str, int | None]]:
-    """Bytes of the weight files of each scorer, or what was published at float32; none of
-    one that a server holds."""
+    """Bytes of the weight files of each scorer, or what was published at float32; none of one that
+    has no weights, or whose server holds them."""
     wanted = {*recipe.scored, *recipe.image_spaces, *recipe.measured_spaces(probe=True)}
     for name in sorted(wanted):
-        path = recipe.scorers[name].path or DEFAULTS.get(recipe.kind_of(name), "")
-        if "://" in path:
+        module = SCORERS.module(recipe.kind_of(name), key=f"scorers.{name}.kind")
+        path = recipe.scorers[name].path or getattr(module, "DEFAULT", "")
+        if not path or "://" in path:
             yield name, 0
             continue
         folder = Path(locate(path)) if path.startswith("shapes/") else Path(path)
@@ -174,7 +165,3 @@ def _scorers(recipe: Recipe) -> Iterator[tuple[str, int | None]]:
         else:
             weights = published.WEIGHTS.get(path)
             yield name, weights * FLOAT32 if weights else None
-
-
-DEFAULTS = {"pickscore": "yuvalkirstain/PickScore_v1", "dino": "facebook/dinov2-base"}
-"""Paths of scorers whose own is empty."""

@@ -105,6 +105,25 @@ def test_a_dry_run_is_right_about_a_real_run(recipe):
     assert found.learn == pytest.approx(meta.peak(learn), rel=0.2)
 
 
+def test_a_scorer_without_a_path_has_its_kinds_own_and_no_other_folder(tmp_path, monkeypatch):
+    """Rules have no weights, whatever lies where the job is started."""
+    (tmp_path / "stray.safetensors").write_bytes(b"0" * 1000)
+    monkeypatch.chdir(tmp_path)
+    asked = {"pickscore": "", "dino": "", "clip": ""}
+    keys = [arg for name, path in asked.items() for arg in (f"--scorers.{name}.path", path)]
+    recipe = recipes.load(
+        RECIPES / "shapes_pec.yaml",
+        [*keys, "--scorers.geneval.weight", "1", "--scorers.geneval.path", ""],
+    )
+    found = dict(sizes._scorers(recipe))
+    assert found == {
+        "geneval": 0,
+        "pickscore": 4 * 986_109_441,
+        "dino": 4 * 86_580_480,
+        "clip": None,
+    }
+
+
 def test_flux_is_as_published(tmp_path):
     """REAL_WEIGHTS: 23,802,816,640 bytes of bfloat16 in the index."""
     recipe, found = known("flux_dev_pickscore_pec", tmp_path)
