@@ -15,12 +15,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from percent_ray.data.prompts import PromptStream, read_prompts
-from percent_ray.evaluation.movement import movement
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.metrics import PROBE, by_space
 from percent_ray.models import text
 from percent_ray.monitor import history, plots, readout
+from percent_ray.monitor.movement import movement
 from percent_ray.monitor.terminal import Terminal, probe_line, summary
 from percent_ray.monitor.tracking import Status, Tracker
 from percent_ray.recipe import load as recipes

@@ -21,8 +21,8 @@ HEAVY = {
 
 ROOMS = [
     *("metrics", "shapes", "flow", "objective", "types", "recipe", "models", "scorers", "data"),
-    *("learn", "monitor", "evaluation", "slots", "shape", "roles", "loop", "runtime", "run"),
-    *("export", "comparison", "preview"),
+    *("learn", "monitor", "slots", "shape", "roles", "loop", "runtime", "run", "export"),
+    *("evaluation", "comparison", "preview"),
 ]
 """Folders and files of the package, the lowest first."""
 
@@ -96,7 +96,14 @@ def test_loading_a_recipe_loads_nothing_heavier_than_torch():
 @pytest.mark.parametrize(
     ("module", "homes"),
     [
-        ("ray", ("percent_ray/runtime/", "percent_ray/comparison/runs.py")),
+        (
+            "ray",
+            (
+                "percent_ray/runtime/",
+                "percent_ray/evaluation/pools.py",
+                "percent_ray/comparison/runs.py",
+            ),
+        ),
         ("deepspeed", ("percent_ray/learn/",)),
         ("mlflow", ("percent_ray/monitor/tracking.py",)),
         ("jobs", ()),

@@ -9,7 +9,7 @@ from percent_ray.comparison.plan import BASE
 from percent_ray.comparison.results import Curve, Results, Run
 from percent_ray.evaluation import aggregate
 from percent_ray.evaluation.aggregate import mean_and_std
-from percent_ray.evaluation.movement import movement
+from percent_ray.monitor.movement import movement
 
 SHARES = (0.5, 0.9)
 """Of the reference's reward gain: where methods are compared at the same reward."""

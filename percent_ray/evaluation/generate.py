@@ -1,7 +1,7 @@
-"""Pictures of fixed prompts with fixed noise: what a policy is judged by."""
+"""Pictures of fixed prompts with fixed noise: what a model is judged by."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -18,35 +18,50 @@ class Pictures:
 
     prompt: Prompt
     images: UInt8[Tensor, "K 3 H W"]
-    latents: Float32[Tensor, "K C h w"]
+    latents: Float32[Tensor, "K C h w"] | None = None
+    """What they were decoded from; None of a pipeline that only shows its pictures."""
 
 
-@torch.no_grad()
-def generate(
-    policy: Policy,
-    decoder: Decoder,
-    prompts: Sequence[Prompt],
-    *,
-    images: int,
-    steps: int,
-    seed: int,
-    batch_size: int,
-) -> Iterator[Pictures]:
-    """`images` pictures of each prompt by the plain ODE in `steps` steps, on the CPU.
+class Source(Protocol):
+    """Whatever draws the pictures of a row: a policy of ours or a pipeline of diffusers."""
 
-    The noise of picture k of prompt p is a function of (seed, p, k): two policies are compared on
-    the same noise, picture by picture.
-    """
-    for number, prompt in enumerate(prompts):
+    def draw(self, prompt: Prompt, number: int, *, images: int, seed: int) -> Pictures:
+        """`images` pictures, on the CPU. The noise of picture k is a function of (`seed`, `number`
+        of the prompt, k): two models of one kind are compared on the same noise, picture by
+        picture."""
+        ...
+
+    def describe(self) -> str:
+        """What was loaded and how it draws, in one line."""
+        ...
+
+
+class PolicySource:
+    """Draws by the plain ODE (Euler) in `steps` steps, `batch_size` pictures at a time."""
+
+    def __init__(self, policy: Policy, decoder: Decoder, *, steps: int, batch_size: int) -> None:
+        self._policy = policy
+        self._decoder = decoder
+        self._steps = steps
+        self._batch_size = batch_size
+
+    @torch.no_grad()
+    def draw(self, prompt: Prompt, number: int, *, images: int, seed: int) -> Pictures:
+        """As `Source.draw`, with latents."""
         latents = draw(
-            policy,
-            policy.encode([prompt.text]),
+            self._policy,
+            self._policy.encode([prompt.text]),
             seed=seed,
             group_id=number,
             images=images,
-            steps=steps,
-            batch_size=batch_size,
+            steps=self._steps,
+            batch_size=self._batch_size,
             solver="euler",
         )
-        pixels = torch.cat([decoder.decode(part).cpu() for part in latents.split(batch_size)])
-        yield Pictures(prompt, pixels, latents.cpu())
+        parts = latents.split(self._batch_size)
+        pixels = torch.cat([self._decoder.decode(part).cpu() for part in parts])
+        return Pictures(prompt, pixels, latents.cpu())
+
+    def describe(self) -> str:
+        """As `Source.describe`."""
+        return f"{self._policy.describe()}; {self._decoder.describe()}; {self._steps} ODE steps"

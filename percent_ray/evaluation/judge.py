@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from pydantic import Field, PositiveInt
 
 from percent_ray.data.prompts import read_prompts
-from percent_ray.evaluation.generate import Pictures, generate
+from percent_ray.evaluation.generate import Pictures, PolicySource
 from percent_ray.evaluation.quality import Judged, judge_pictures, measure
 from percent_ray.evaluation.selection import selection
 from percent_ray.models.base import best_device, family
@@ -66,11 +66,13 @@ class Judge:
         self._policy = models.load_policy(
             recipe.model, seed=recipe.run.seed, device=device, text=True
         )
-        self._decoder = models.load_decoder(recipe.model, device=device)
+        decoder = models.load_decoder(recipe.model, device=device)
+        self._source = PolicySource(
+            self._policy, decoder, steps=protocol.steps, batch_size=recipe.sampling.batch_size
+        )
         self._prompts = read_prompts(locate_prompts(protocol.prompts))
-        self._batch_size = recipe.sampling.batch_size
         self._protocol = protocol
-        self.loaded = [m.describe() for m in (self._policy, self._decoder, *self._scorers.values())]
+        self.loaded = [m.describe() for m in (self._policy, decoder, *self._scorers.values())]
         """What was loaded, a line each."""
 
     def __call__(
@@ -80,32 +82,24 @@ class Judge:
         policy folder, or of the model before training."""
         if policy is not None:
             self._policy.load(str(policy))
-        made = list(self._generate(self._protocol.images))
-        return measure(self._judged(made)), np.stack([group.images.numpy() for group in made])
+        made = list(self._draw(self._protocol.images))
+        return measure(self._judge(made)), np.stack([group.images.numpy() for group in made])
 
     def select(self, pool: int) -> list[dict[str, float]]:
         """`selection.selection` from `pool` pictures of each prompt, drawn by the present
         weights."""
         protocol = self._protocol
-        judged = list(self._judged(self._generate(pool)))
+        judged = self._judge(self._draw(pool))
         return selection(judged, protocol.judges[0], size=protocol.images, seed=protocol.seed)
 
-    def _generate(self, images: int) -> Iterator[Pictures]:
-        return generate(
-            self._policy,
-            self._decoder,
-            self._prompts,
-            images=images,
-            steps=self._protocol.steps,
-            seed=self._protocol.seed,
-            batch_size=self._batch_size,
-        )
+    def _draw(self, images: int) -> Iterator[Pictures]:
+        for number, prompt in enumerate(self._prompts):
+            yield self._source.draw(prompt, number, images=images, seed=self._protocol.seed)
 
-    def _judged(self, made: Iterable[Pictures]) -> Iterator[Judged]:
-        for judged in judge_pictures(
-            made,
-            judges={name: self._scorers[name] for name in self._protocol.judges},
-            encoders={name: self._scorers[name] for name in self._protocol.encoders},
-        ):
-            self.units |= {name: report.unit for name, report in judged.reports.items()}
-            yield judged
+    def _judge(self, made: Iterable[Pictures]) -> list[Judged]:
+        judges = {name: self._scorers[name] for name in self._protocol.judges}
+        encoders = {name: self._scorers[name] for name in self._protocol.encoders}
+        judged = list(judge_pictures(made, judges=judges, encoders=encoders))
+        for group in judged:
+            self.units |= {name: report.unit for name, report in group.reports.items()}
+        return judged

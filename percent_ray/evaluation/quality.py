@@ -4,16 +4,16 @@ docs/method.md, "What is measured", in the columns that the scorers at hand can 
 for diversity: the K pictures of one prompt, then the mean over prompts.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from percent_ray.evaluation.generate import Pictures
-from percent_ray.objective.diversity import feature_variance, vendi
+from percent_ray.objective.diversity import cosine_distance, feature_variance, vendi
 from percent_ray.scorers.base import Report, Scorer
 
 LATENT = "vae"
@@ -26,13 +26,28 @@ SPACES = (LATENT, CENTRED)
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """One scorer's word on the K pictures of one prompt, as far as it was asked for."""
+
+    report: Report | None = None
+    features: Float[Tensor, "K D"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """What frozen models say of each of the K pictures of one prompt."""
 
-    reports: Mapping[str, Report]
+    reports: Mapping[str, Report] = field(default_factory=dict)
     """By judge."""
-    features: Mapping[str, Float[Tensor, "K D"]]
-    """By encoder, and the latents."""
+    features: Mapping[str, Float[Tensor, "K D"]] = field(default_factory=dict)
+    """By encoder, and the latents where there are any."""
+
+    @classmethod
+    def of(cls, judgements: Mapping[str, Judgement]) -> "Judged":
+        """By scorer, and under `LATENT` that of the latents."""
+        reports = {name: j.report for name, j in judgements.items() if j.report is not None}
+        features = {name: j.features for name, j in judgements.items() if j.features is not None}
+        return cls(reports, features)
 
     def chosen(self, index: Int64[Tensor, " k"]) -> "Judged":
         """Some of the pictures."""
@@ -42,35 +57,87 @@ class Judged:
         )
 
 
+def judgement(scorer: Scorer, pictures: Pictures, *, reports: bool, encodes: bool) -> Judgement:
+    """What one scorer says of pictures: its report, its features, or both.
+
+    Raises ValueError for values that are not finite and for features of length 0, which have no
+    direction.
+    """
+    prompts = [pictures.prompt] * len(pictures.images)
+    report = scorer.report(pictures.images, prompts) if reports else None
+    features = scorer.encode(pictures.images) if encodes else None
+    if report is not None and (bad := int((~report.values.isfinite()).sum())):
+        raise ValueError(f"{bad} of {len(prompts)} scores are not finite")
+    if features is not None:
+        lengths = features.double().norm(dim=1)
+        if bad := int((~(lengths.isfinite() & (lengths > 0))).sum()):
+            raise ValueError(f"{bad} of {len(prompts)} feature vectors are 0 or not finite")
+    return Judgement(report, features)
+
+
+def of_latents(pictures: Pictures) -> dict[str, Judgement]:
+    """The latents as the features of one more space, where there are any."""
+    if pictures.latents is None:
+        return {}
+    return {LATENT: Judgement(features=pictures.latents.flatten(1))}
+
+
 def judge_pictures(
     pictures: Iterable[Pictures], *, judges: Mapping[str, Scorer], encoders: Mapping[str, Scorer]
 ) -> Iterator[Judged]:
     """Every judge's and encoder's word on the pictures of each prompt."""
     for made in pictures:
-        prompts = [made.prompt] * len(made.images)
-        reports = {name: judge.report(made.images, prompts) for name, judge in judges.items()}
-        features = {name: encoder.encode(made.images) for name, encoder in encoders.items()}
-        yield Judged(reports, {**features, LATENT: made.latents.flatten(1)})
+        asked = {
+            name: judgement(scorer, made, reports=name in judges, encodes=name in encoders)
+            for name, scorer in {**judges, **encoders}.items()
+        }
+        yield Judged.of(asked | of_latents(made))
 
 
-def measure(judged: Iterable[Judged]) -> dict[str, float]:
-    """Means over prompts, by name:
+def by_prompt(judged: Collection[Judged]) -> dict[str, Float64[np.ndarray, " P"]]:
+    """Each prompt's numbers, by name, nan where a prompt has none:
 
     `quality/NAME` of every judge and `NAME/TASK` of one whose benchmark has tasks, in the units of
     their reports; for every encoder and of `SPACES` `vendi/SPACE`, and `variance/SPACE` (trace of
-    the covariance) but for `CENTRED`, whose variance is that of `LATENT`.
+    the covariance) and `distance/SPACE` (mean cosine distance of two pictures) but for `CENTRED`.
+
+    `judged` is gone through twice, and never held as a whole: it may read from disk.
     """
-    values: dict[str, list[float]] = {}
-    groups = list(judged)
-    shared = torch.cat([group.features[LATENT] for group in groups]).float().mean(0)
-    for group in groups:
+    found: dict[str, dict[int, float]] = {}
+    shared = _mean_latent(judged)
+    for number, group in enumerate(judged):
         for name, report in group.reports.items():
-            values.setdefault(f"quality/{name}", []).append(report.values.mean().item())
+            found.setdefault(f"quality/{name}", {})[number] = report.values.mean().item()
             for task, mean in report.by_task().items():
-                values.setdefault(f"{name}/{task}", []).append(mean)
+                found.setdefault(f"{name}/{task}", {})[number] = mean
         for space, features in group.features.items():
-            values.setdefault(f"vendi/{space}", []).append(vendi(features))
-            values.setdefault(f"variance/{space}", []).append(feature_variance(features))
-        centred = vendi(group.features[LATENT].float() - shared)
-        values.setdefault(f"vendi/{CENTRED}", []).append(centred)
-    return {name: float(np.mean(each)) for name, each in values.items()}
+            for measure_name, of in MEASURES.items():
+                found.setdefault(f"{measure_name}/{space}", {})[number] = of(features)
+        if shared is not None and LATENT in group.features:
+            centred = vendi(group.features[LATENT].float() - shared)
+            found.setdefault(f"vendi/{CENTRED}", {})[number] = centred
+    count = len(judged)
+    return {
+        name: np.array([values.get(number, math.nan) for number in range(count)])
+        for name, values in found.items()
+    }
+
+
+def measure(judged: Collection[Judged]) -> dict[str, float]:
+    """Means over prompts of `by_prompt`, over those that have the number."""
+    return {name: float(np.nanmean(values)) for name, values in by_prompt(judged).items()}
+
+
+MEASURES = {"vendi": vendi, "variance": feature_variance, "distance": cosine_distance}
+"""Of diversity in one space."""
+
+
+def _mean_latent(judged: Iterable[Judged]) -> Float[Tensor, " D"] | None:
+    """Of all pictures; None where there are no latents."""
+    total, count = None, 0
+    for group in judged:
+        if (latents := group.features.get(LATENT)) is not None:
+            summed = latents.double().sum(0)
+            total = summed if total is None else total + summed
+            count += len(latents)
+    return None if total is None else (total / count).float()

@@ -48,8 +48,12 @@ def selection(
         beta = std / strength if strength else math.inf
         draws = [
             measure(
-                group.chosen(tilted(values, beta, _gumbel(seed, number, draw, len(values)), size))
-                for number, (group, values) in enumerate(zip(judged, scores, strict=True))
+                [
+                    group.chosen(
+                        tilted(values, beta, _gumbel(seed, number, draw, len(values)), size)
+                    )
+                    for number, (group, values) in enumerate(zip(judged, scores, strict=True))
+                ]
             )
             for draw in range(DRAWS)
         ]

@@ -58,14 +58,7 @@ def kernel_entropy(features: Float[Tensor, "N D"]) -> float:
     eigenvalues are skipped. The D x D dual, which has the same eigenvalues, where N > D.
     Raises ValueError for features that are not finite and for rows of zeros.
     """
-    values = features.double()
-    norm = values.square().sum(dim=1, keepdim=True).sqrt()
-    if not (norm.isfinite() & (norm > 0)).all():
-        raise ValueError(
-            f"norms of {len(values)} feature vectors run from {norm.min().item()} to "
-            f"{norm.max().item()}: all must be finite and above 0; look at the encoder"
-        )
-    unit = values / norm
+    unit = _unit(features)
     count, width = unit.shape
     kernel = unit.T @ unit if count > width else unit @ unit.T
     # torch ships no types for its linalg.
@@ -93,10 +86,35 @@ def feature_variance(features: Float[Tensor, "N D"]) -> float:
     return features.double().var(dim=0, correction=1).sum().item()
 
 
+def cosine_distance(features: Float[Tensor, "N D"]) -> float:
+    """Mean of 1 - cos over all pairs of images: 0 where all point one way.
+
+    From the sum of the unit vectors u: 1 - (|sum u|^2 - N) / (N (N - 1)), in float64. Raises
+    ValueError for fewer than 2 images, and as `kernel_entropy`.
+    """
+    count = len(features)
+    if count < 2:
+        raise ValueError(f"a distance needs 2 images or more, got {count}")
+    together = _unit(features).sum(dim=0).square().sum().item()
+    return 1 - (together - count) / (count * (count - 1))
+
+
 def variance_per_dimension(features: Float[Tensor, " N *dims"]) -> float:
     """`feature_variance` divided by the number of dimensions; also for latents and pixels."""
     flat = features.flatten(1)
     return feature_variance(flat) / flat.shape[1]
+
+
+def _unit(features: Float[Tensor, "N D"]) -> Tensor:
+    """Rows of length 1, float64."""
+    values = features.double()
+    norm = values.square().sum(dim=1, keepdim=True).sqrt()
+    if not (norm.isfinite() & (norm > 0)).all():
+        raise ValueError(
+            f"norms of {len(values)} feature vectors run from {norm.min().item()} to "
+            f"{norm.max().item()}: all must be finite and above 0; look at the encoder"
+        )
+    return values / norm
 
 
 def _squared_distances(features: Tensor) -> Tensor:

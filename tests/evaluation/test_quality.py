@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from percent_ray.evaluation.generate import Pictures, generate
+from percent_ray.evaluation.generate import Pictures, PolicySource
 from percent_ray.evaluation.quality import judge_pictures, measure
 from percent_ray.flow import noise, sampler
-from percent_ray.objective.diversity import feature_variance, vendi
+from percent_ray.objective.diversity import cosine_distance, feature_variance, vendi
 from percent_ray.scorers.base import Report
 from percent_ray.scorers.geneval import GenEval
 from percent_ray.types import Prompt
@@ -23,8 +23,9 @@ class Halves:
 
 
 def made(**changes):
-    options = {"images": 5, "steps": 3, "seed": 1, "batch_size": 2} | changes
-    return list(generate(FakePolicy(), Halves(), PROMPTS, **options))
+    options = {"images": 5, "seed": 1, "batch_size": 2} | changes
+    source = PolicySource(FakePolicy(), Halves(), steps=3, batch_size=options.pop("batch_size"))
+    return [source.draw(prompt, number, **options) for number, prompt in enumerate(PROMPTS)]
 
 
 def test_pictures_are_the_ode_from_noise_by_ids_whatever_the_batches():
@@ -55,6 +56,10 @@ class Colour:
         return images.float().mean((2, 3)) + 1
 
 
+def judged(groups, judges, encoders=None):
+    return list(judge_pictures(groups, judges=judges, encoders=encoders or {}))
+
+
 def picture(seed, tag):
     source = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 255, (6, 3, 4, 4), generator=source, dtype=torch.uint8)
@@ -65,14 +70,18 @@ def picture(seed, tag):
 def test_measures_are_means_over_prompts():
     groups = [picture(0, "colors"), picture(1, "counting")]
     found = measure(
-        judge_pictures(
+        judged(
             groups, judges={"pickscore": Colour(), "clip": Colour()}, encoders={"dino": Colour()}
         )
     )
     brightness = torch.stack([g.images.float().mean() / 255 for g in groups]).mean().item()
     assert found["quality/clip"] == pytest.approx(100 * brightness), "in its report's unit"
     features = [Colour().encode(g.images) for g in groups]
-    for name, function in (("vendi", vendi), ("variance", feature_variance)):
+    for name, function in (
+        ("vendi", vendi),
+        ("variance", feature_variance),
+        ("distance", cosine_distance),
+    ):
         expected = sum(map(function, features)) / 2
         assert found[f"{name}/dino"] == pytest.approx(expected)
         latents = sum(function(g.latents.flatten(1)) for g in groups) / 2
@@ -85,9 +94,7 @@ def test_what_all_pictures_share_is_no_loss_of_the_centred_latents():
     shifted = [replace(group, latents=group.latents + 3.0) for group in groups]
     # It has tasks, with means of their own.
     judges = {"geneval": GenEval(lambda images, records: [{"circle": []} for _ in images], "")}
-    before, after = (
-        measure(judge_pictures(g, judges=judges, encoders={})) for g in (groups, shifted)
-    )
+    before, after = (measure(judged(g, judges=judges)) for g in (groups, shifted))
     assert after["vendi/vae"] < 0.5 * before["vendi/vae"]
     assert after["vendi/vae_centred"] == pytest.approx(before["vendi/vae_centred"], rel=1e-4)
     mean = torch.cat([group.latents for group in groups]).flatten(1).mean(0)
@@ -112,6 +119,6 @@ def test_geneval_is_the_official_verdict_by_task():
         return [{"circle": [box] if ok else []} for ok in right]
 
     groups = [picture(0, "colors"), picture(1, "counting")]
-    found = measure(judge_pictures(groups, judges={"geneval": GenEval(detector, "")}, encoders={}))
+    found = measure(judged(groups, judges={"geneval": GenEval(detector, "")}))
     for name in ("quality/geneval", "geneval/colors", "geneval/counting"):
         assert found[name] == pytest.approx(1 / 3)

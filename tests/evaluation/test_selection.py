@@ -50,7 +50,7 @@ def test_ever_stricter_choices_gain_reward_and_lose_only_what_it_is_about():
     rewards = [found["quality/pickscore"] for found in alone]
     assert rewards == sorted(rewards)
     assert rewards[-1] > rewards[0] + 1.0
-    whole = measure(groups(0.1))
+    whole = measure(list(groups(0.1)))
     assert rewards[0] == pytest.approx(whole["quality/pickscore"], abs=0.15)
     kept = [found[-1]["variance/dino"] / found[0]["variance/dino"] for found in (alone, beside)]
     assert kept[0] < 0.4

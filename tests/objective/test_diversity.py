@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from percent_ray.objective.diversity import (
+    cosine_distance,
     feature_variance,
     marginal_terms,
     median_bandwidth,
@@ -114,3 +115,16 @@ def test_median_bandwidth_is_half_the_median_squared_distance():
         median_bandwidth(torch.ones(4, 3))
     with pytest.raises(ValueError, match="2 images a group, got 1"):
         median_bandwidth(torch.ones(1, 3))
+
+
+def test_the_cosine_distance_is_the_mean_over_pairs():
+    features = normal(3, 5, 7) + 1.0
+    pairs = [(i, j) for i in range(5) for j in range(i)]
+    cosine = torch.nn.functional.cosine_similarity
+    expected = np.mean([1 - cosine(features[i], features[j], dim=0).item() for i, j in pairs])
+    assert cosine_distance(features) == pytest.approx(expected, rel=1e-5)
+    assert cosine_distance(3 * features[:1].expand(4, -1)) == pytest.approx(0.0, abs=1e-12)
+    with pytest.raises(ValueError, match="2 images or more, got 1"):
+        cosine_distance(features[:1])
+    with pytest.raises(ValueError, match="norms of 2 feature vectors run from 0"):
+        cosine_distance(torch.zeros(2, 3))

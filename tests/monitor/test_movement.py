@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from percent_ray.evaluation.movement import Movement, movement
+from percent_ray.monitor.movement import Movement, movement
 
 SOURCE = np.random.default_rng(0)
 BEFORE = SOURCE.integers(100, 120, (3, 10, 3, 4, 4), dtype=np.uint8)
