@@ -100,7 +100,7 @@ def test_loading_a_recipe_loads_nothing_heavier_than_torch():
             "ray",
             (
                 "percent_ray/runtime/",
-                "percent_ray/evaluation/pools.py",
+                "percent_ray/evaluation/engine.py",
                 "percent_ray/comparison/runs.py",
             ),
         ),

@@ -137,7 +137,7 @@ def load(
     plan = Plan(comparison, base, overrides)
     recipes_of = {row: plan.recipe(row, comparison.seeds[0]) for row in comparison.rows}
     for row, recipe in recipes_of.items():
-        if unknown := comparison.evaluation.unknown(recipe):
+        if unknown := comparison.evaluation.unknown(recipe.scorers):
             raise RecipeError([f"{path}: row {row}: {unknown}"])
     problem = _no_frontier(comparison, recipes_of)
     if problem:

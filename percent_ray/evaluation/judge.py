@@ -1,6 +1,6 @@
 """Measures pictures of a policy, and of the base model's own choice, under one protocol."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -35,14 +35,14 @@ class Protocol(Section):
     encoders: tuple[str, ...] = ("clip", "dino", "pickscore")
     """Scorers whose spaces fill the diversity columns, beside the VAE's."""
 
-    def unknown(self, recipe: tree.Recipe) -> str | None:
-        """What is wrong, in one line, where a judge or encoder is no scorer of a recipe."""
-        missing = {*self.judges, *self.encoders} - recipe.scorers.keys()
+    def unknown(self, scorers: Mapping[str, tree.Scorer]) -> str | None:
+        """What is wrong, in one line, where a judge or encoder is none of `scorers`."""
+        missing = {*self.judges, *self.encoders} - scorers.keys()
         if not missing:
             return None
         return (
             f"evaluation: {', '.join(sorted(missing))} not among scorers "
-            f"({', '.join(recipe.scorers)}); add it there with weight 0"
+            f"({', '.join(scorers)}); add it there with weight 0"
         )
 
 
@@ -54,7 +54,7 @@ class Judge:
 
     def __init__(self, recipe: tree.Recipe, protocol: Protocol) -> None:
         device = best_device()
-        if problem := protocol.unknown(recipe):
+        if problem := protocol.unknown(recipe.scorers):
             raise ValueError(problem)
         names = dict.fromkeys((*protocol.judges, *protocol.encoders))
         self._scorers = {

@@ -68,13 +68,13 @@ def load(
     problems: list[str] = []
     tree = defaults()
     if path is not None:
-        for layer in _read(Path(path), problems):
-            tree = _merge(tree, layer)
+        for layer in read(Path(path), problems):
+            tree = merge(tree, layer)
     for layer in layers:
-        tree = _merge(tree, layer)
+        tree = merge(tree, layer)
     layer = _parse(overrides, problems)
     _locate(layer, Path.cwd())
-    tree = _merge(tree, layer)
+    tree = merge(tree, layer)
     if isinstance(tree["scorers"], dict):
         tree["scorers"] = {k: v for k, v in tree["scorers"].items() if v is not None}
     try:
@@ -149,8 +149,9 @@ for _class in (Loader, _Dumper):
     )
 
 
-def _read(path: Path, problems: list[str], *, is_base: bool = False) -> list[Tree]:
-    """The layers of a recipe file: its base's, where it has one, and its own."""
+def read(path: Path, problems: list[str], *, is_base: bool = False) -> list[Tree]:
+    """The layers of a recipe file: its base's, where it has one, and its own. What is wrong with
+    them is added to `problems`."""
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except OSError as error:
@@ -169,7 +170,7 @@ def _read(path: Path, problems: list[str], *, is_base: bool = False) -> list[Tre
     if base is not None and is_base:
         problems.append(f"{path}: a base cannot have a base; take the `base:` line out")
     elif base is not None:
-        layers = _read(path.parent / str(base), problems, is_base=True)
+        layers = read(path.parent / str(base), problems, is_base=True)
     _locate(tree, path.resolve().parent)
     return [*layers, tree]
 
@@ -218,7 +219,7 @@ def _is_text(key: str) -> bool:
     return field is not None and field.annotation is str
 
 
-def _merge(tree: Tree, layer: Tree, *, removable: bool = False) -> Tree:
+def merge(tree: Tree, layer: Tree, *, removable: bool = False) -> Tree:
     """`layer` over `tree`, leaf by leaf. An empty section changes nothing, unless `removable`.
     Another method brings its own parameters: those of the one before go."""
     merged = dict(tree)
@@ -228,7 +229,7 @@ def _merge(tree: Tree, layer: Tree, *, removable: bool = False) -> Tree:
     for key, value in layer.items():
         old = merged.get(key)
         if isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = _merge(old, value, removable=key == "scorers")
+            merged[key] = merge(old, value, removable=key == "scorers")
         elif removable or value is not None or not isinstance(old, dict):
             merged[key] = value
     return merged

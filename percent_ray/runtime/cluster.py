@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError
 
 from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
@@ -15,6 +15,7 @@ from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.runtime import placement
 from percent_ray.runtime.learner_group import LearnerGroup
+from percent_ray.runtime.pool import Pool
 from percent_ray.types import Perception, Prompt, ShapedBatch, Trajectory, Update
 
 
@@ -35,68 +36,20 @@ class PerceptionActor(PerceptionWorker):
         return self.perceive(replace(group, payload=payload), pictures=pictures)
 
 
-class Pool:
-    """The actors of one role, each with at most `inflight` calls at a time.
-
-    A call that its actor's death interrupts is made again by Ray on the restarted actor; every draw
-    is a function of ids, so that the second result equals what the first would have been.
-    """
-
-    def __init__(self, kind: type, recipe: Recipe, role: tree.Role, *, name: str) -> None:
-        actor = ray.remote(kind).options(
-            **placement.options(role), max_restarts=-1, max_task_retries=-1
-        )
-        self.name = name
-        self.actors: list[Any] = [
-            actor.remote(recipe, worker=f"{name}-{i}") for i in range(role.workers)
-        ]
-        self.waiting = 0
-        self._timeout_s = recipe.runtime.timeout_s
-        self._free: asyncio.Queue[Any] = asyncio.Queue()
-        for handle in self.actors * recipe.runtime.inflight:
-            self._free.put_nowait(handle)
-
-    async def ready(self) -> list[str]:
-        """Every actor has loaded its models; what the first one says of them. One that dies while
-        it loads would die again: that ends the start."""
-        loading = [actor.ready.options(max_task_retries=0).remote() for actor in self.actors]
-        lines = [await self._within(asyncio.wrap_future(ref.future())) for ref in loading]
-        return lines[0]
-
-    async def call(self, method: str, *args: Any, returns: int = 1, **kwargs: Any) -> list[Any]:
-        """`method` on the next free actor: its first return value, then references to the rest."""
-        self.waiting += 1
-        try:
-            actor = await self._free.get()
-        finally:
-            self.waiting -= 1
-        try:
-            bound = getattr(actor, method).options(num_returns=returns)
-            refs = bound.remote(*args, **kwargs)
-            first, *rest = refs if returns > 1 else [refs]
-            return [await self._within(asyncio.wrap_future(first.future())), *rest]
-        finally:
-            self._free.put_nowait(actor)
-
-    async def _within(self, work: Any) -> Any:
-        try:
-            return await asyncio.wait_for(work, self._timeout_s)
-        except TimeoutError:
-            raise TimeoutError(
-                f"a {self.name} actor did not answer within {self._timeout_s:g} s; "
-                "set runtime.timeout_s higher, or look at the actor's logs"
-            ) from None
-        except RayTaskError as error:
-            # the actor's own exception; the remote traceback stays as its cause
-            raise error.cause if isinstance(error.cause, Exception) else error from error
-        except RayActorError as error:
-            raise ConnectionError(
-                f"a {self.name} actor is gone and does not come back; look at its logs"
-            ) from error
-
-    def close(self) -> None:
-        for actor in self.actors:
-            ray.kill(actor)
+def _pool(kind: type, recipe: Recipe, role: tree.Role, *, name: str) -> Pool:
+    """The actors of one role. Every draw is a function of ids, so that a call that is made again
+    gives what the first would have given."""
+    actor = ray.remote(kind).options(
+        **placement.options(role), max_restarts=-1, max_task_retries=-1
+    )
+    runtime = recipe.runtime
+    return Pool(
+        [actor.remote(recipe, worker=f"{name}-{i}") for i in range(role.workers)],
+        name=name,
+        inflight=runtime.inflight,
+        timeout_s=runtime.timeout_s,
+        setting="runtime.timeout_s",
+    )
 
 
 class Cluster:
@@ -104,8 +57,8 @@ class Cluster:
 
     def __init__(self, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> None:
         runtime = recipe.runtime
-        self.rollout = Pool(RolloutActor, recipe, runtime.rollout, name="rollout")
-        self.perception = Pool(PerceptionActor, recipe, runtime.perception, name="perception")
+        self.rollout = _pool(RolloutActor, recipe, runtime.rollout, name="rollout")
+        self.perception = _pool(PerceptionActor, recipe, runtime.perception, name="perception")
         self.learner = LearnerGroup(recipe, run_folder=run_folder, resume=resume)
         self._max_staleness = runtime.max_staleness
         self.loaded: list[str] = []
@@ -130,7 +83,7 @@ class Cluster:
             async with asyncio.TaskGroup() as group:
                 rollout = group.create_task(cluster.rollout.ready())
                 perception = group.create_task(cluster._perception_ready(first))
-            cluster.loaded = [*rollout.result(), *perception.result()]
+            cluster.loaded = [*rollout.result()[0], *perception.result()]
             cluster.learner.start()
         except BaseException as error:
             await cluster.close()
@@ -142,7 +95,7 @@ class Cluster:
         return cluster
 
     async def _perception_ready(self, first: Prompt) -> list[str]:
-        lines = await self.perception.ready()
+        [lines, *_] = await self.perception.ready()
         await self.perception.call("try_out", first)
         return lines
 

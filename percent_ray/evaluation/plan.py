@@ -1,0 +1,240 @@
+"""What an evaluation does: its protocol, its judges, and the rows of its tables."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from percent_ray.data.prompts import read_prompts
+from percent_ray.evaluation import checkpoints
+from percent_ray.evaluation.checkpoints import Checkpoint, CheckpointRow
+from percent_ray.evaluation.judge import Protocol
+from percent_ray.evaluation.pipelines import PipelineRow
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe import tree
+from percent_ray.recipe.errors import explain
+from percent_ray.recipe.load import RecipeError
+from percent_ray.recipe.paths import EMBEDDED, locate_prompts
+from percent_ray.recipe.section import Section
+from percent_ray.types import Prompt
+
+
+class Workers(Section):
+    """Actors that do one thing."""
+
+    workers: PositiveInt | None = None
+    """Where not set: one; with GPUs one that draws for each of them, and one of a judge for every
+    eight."""
+    gpus: NonNegativeFloat | None = None
+    """GPUs of one of them. Where not set: none; with GPUs those that draw have half of one each,
+    and the judges share the other half of one."""
+
+
+class Evaluation(Protocol):
+    """A file of `jobs/evaluate.py`, beside its `rows`."""
+
+    folder: str = "runs/evaluation"
+    """Where everything is written."""
+    against: str = ""
+    """Label of the row that the others are tested against; the first one where empty."""
+    scorers: dict[str, tree.Scorer] = {}  # noqa: RUF012 pydantic copies it
+    """By name, as in a recipe: those that `judges` and `encoders` name."""
+    draw: Workers = Workers()
+    """The actors that draw pictures."""
+    judge: dict[str, Workers] = {}  # noqa: RUF012
+    """By scorer, the actors of each judge; `default` is of those that are not named."""
+    timeout_s: PositiveFloat = 3600.0
+    """Longest wait for one prompt's pictures, and for one judge's word on them."""
+    keep: bool = False
+    """Keep every picture as a PNG file; a judge that is added later then draws none again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the tables."""
+
+    label: str
+    name: str
+    """Of its folder: the label in letters, digits, '.' and '-'."""
+    of: Checkpoint | PipelineRow
+
+    @property
+    def about(self) -> str:
+        """What it is, in a line."""
+        if isinstance(self.of, Checkpoint):
+            return f"{self.of.name} of {self.of.model.path}"
+        return f"{self.of.pipeline}{f' with {self.of.lora}' if self.of.lora else ''}"
+
+    def identity(self) -> dict[str, Any]:
+        """What its pictures depend on, as JSON."""
+        if isinstance(self.of, Checkpoint):
+            return self.of.identity()
+        row = self.of.model_dump(mode="json")
+        return {**row, "files": {name: _stamps(row[name]) for name in ("pipeline", "lora")}}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An evaluation, its rows and its prompts."""
+
+    evaluation: Evaluation
+    rows: tuple[Row, ...]
+    prompts: tuple[Prompt, ...]
+    notes: tuple[str, ...]
+    """What was guessed or left out, a line each."""
+
+    @property
+    def scorers(self) -> dict[str, tree.Scorer]:
+        """Those that are asked, in the order of the judges."""
+        names = dict.fromkeys((*self.evaluation.judges, *self.evaluation.encoders))
+        return {name: self.evaluation.scorers[name] for name in names}
+
+
+def load(path: Path, runs: Sequence[str] = (), **settings: Any) -> Plan:
+    """The plan of a file. `runs` are rows (RUN, RUN@STEP or RUN@all) in the place of the file's,
+    after the model that each of them began with; `settings` replace keys of the file (those that
+    are None do not).
+
+    Without rows in either, the newest run in runs/ has all of its checkpoints judged. Raises
+    RecipeError with one line for each problem.
+    """
+    problems: list[str] = []
+    contents: recipes.Tree = {}
+    for layer in recipes.read(path, problems):
+        contents = recipes.merge(contents, layer)
+    if problems:
+        raise RecipeError(problems)
+    asked = contents.pop("rows", [])
+    contents |= {key: value for key, value in settings.items() if value is not None}
+    try:
+        evaluation = Evaluation.model_validate_json(json.dumps(contents, default=str), strict=True)
+    except ValidationError as error:
+        raise RecipeError([f"{path}: {line}" for line in explain(error)]) from None
+    if problem := evaluation.unknown(evaluation.scorers):
+        raise RecipeError([f"{path}: {problem}"])
+    if not evaluation.scorers:
+        raise RecipeError([f"{path}: no judges and no encoders; there is nothing to measure"])
+    notes: list[str] = []
+    if runs:
+        asked = [{"run": run} for text in runs for run in checkpoints.expand(text)]
+    elif not asked:
+        asked = _newest(notes)
+    rows = _rows(asked, evaluation, path.parent, notes, with_bases=bool(runs))
+    if evaluation.against and evaluation.against not in {row.label for row in rows}:
+        labels = ", ".join(row.label for row in rows)
+        raise RecipeError([f"against: no row {evaluation.against!r}; there are {labels}"])
+    prompts = read_prompts(locate_prompts(evaluation.prompts))
+    notes += _strangers(rows, evaluation)
+    return Plan(evaluation, tuple(rows), tuple(prompts), tuple(notes))
+
+
+def _newest(notes: list[str]) -> list[Any]:
+    """Rows where none were asked for."""
+    folder = Path(recipes.defaults()["run"]["folder"])
+    newest = checkpoints.newest(folder)
+    base = {"label": "base model", "recipe": str(SHAPES)}
+    if newest is None:
+        notes.append(f"no run in {folder}: only the embedded model is judged; `make train` is one")
+        return [base]
+    notes.append(f"rows: the newest run in {folder}, {newest.name}, and the model it began with")
+    steps = checkpoints.expand(f"{newest}@{checkpoints.ALL}")
+    first = {"label": "base model", "run": f"{newest}@0"}
+    return [first, *({"run": step} for step in steps)]
+
+
+SHAPES = Path("jobs/recipes/shapes_pec.yaml")
+"""A recipe of the embedded model."""
+
+
+def _rows(
+    asked: Any, evaluation: Evaluation, folder: Path, notes: list[str], *, with_bases: bool
+) -> list[Row]:
+    if not isinstance(asked, list):
+        raise RecipeError([f"rows: got {asked!r}, needs a list of rows"])
+    problems: list[str] = []
+    found: list[tuple[str, Checkpoint | PipelineRow]] = []
+    for number, row in enumerate(asked):
+        label = str(row.get("label", "")) if isinstance(row, dict) else ""
+        try:
+            of = _read(row, evaluation.steps, folder)
+            if with_bases and isinstance(of, Checkpoint) and of.policy is not None:
+                base = _read({"run": f"{row['run'].partition('@')[0]}@0"}, evaluation.steps, folder)
+                known = [o.identity() for _, o in found if isinstance(o, Checkpoint)]
+                if base.identity() not in known:
+                    found.append(("", base))
+            found.append((label, of))
+        except RecipeError as error:
+            problems += [f"rows[{number}] {label}: {problem}" for problem in error.problems]
+        except ValueError as error:
+            problems.append(f"rows[{number}] {label}: {error}")
+    if problems:
+        raise RecipeError(problems)
+    return _named(found)
+
+
+def _read(row: Any, steps: int, folder: Path) -> Any:
+    """A row's checkpoint or pipeline. Paths of a file are relative to its folder."""
+    if not isinstance(row, dict):
+        raise ValueError(f"got {row!r}, needs keys such as label and pipeline")
+    fields = {key: value for key, value in row.items() if key != "label"}
+    kind = CheckpointRow if {"run", "recipe"} & fields.keys() else PipelineRow
+    for key in ("recipe", "pipeline", "lora", "run"):
+        if isinstance(path := fields.get(key), str) and path:
+            beside = (folder / Path(path.partition("@")[0]).expanduser()).absolute()
+            if not Path(path.partition("@")[0]).exists() and beside.exists():
+                fields[key] = f"{beside}{''.join(path.partition('@')[1:])}"
+    try:
+        read = kind.model_validate_json(json.dumps(fields, default=str), strict=True)
+    except ValidationError as error:
+        raise RecipeError(list(_explained(error, kind))) from None
+    return checkpoints.resolve(read, steps=steps) if isinstance(read, CheckpointRow) else read
+
+
+def _explained(error: ValidationError, kind: type[Section]) -> list[str]:
+    """As `explain`, whose likely meanings are a recipe's keys and not a row's."""
+    return [
+        re.sub(r"unknown.*", f"unknown; a row has {', '.join(kind.model_fields)}", line)
+        for line in explain(error)
+    ]
+
+
+def _named(found: Sequence[tuple[str, Checkpoint | PipelineRow]]) -> list[Row]:
+    rows: list[Row] = []
+    for label, of in found:
+        own = of.name if isinstance(of, Checkpoint) else Path(of.pipeline).name
+        label = label or own
+        name = re.sub(r"[^A-Za-z0-9.-]+", "_", label).strip("._") or "row"
+        if label in {row.label for row in rows} or name in {row.name for row in rows}:
+            raise RecipeError([f"rows: two rows are called {label!r}; give them other labels"])
+        rows.append(Row(label, name, of))
+    return rows
+
+
+def _strangers(rows: Sequence[Row], evaluation: Evaluation) -> list[str]:
+    """Whether the embedded world's judges are asked about pictures of another."""
+    embedded = [n for n, s in evaluation.scorers.items() if s.path.startswith("shapes/")]
+    strange = [
+        row.label
+        for row in rows
+        if not (isinstance(row.of, Checkpoint) and row.of.model.path.startswith("shapes/"))
+        and not (isinstance(row.of, PipelineRow) and row.of.pipeline.startswith("shapes/"))
+    ]
+    if not embedded or not strange:
+        return []
+    return [
+        f"{', '.join(embedded)} are the embedded world's and know nothing of the pictures of "
+        f"{', '.join(strange)}; for published models use --rows jobs/recipes/evaluate_paper.yaml"
+    ]
+
+
+def _stamps(path: str) -> dict[str, list[int]]:
+    """Size and time of every file of a folder or of one file; empty of a hub id."""
+    folder = EMBEDDED / "weights" / path.removeprefix("shapes/")
+    place = folder if path.startswith("shapes/") else Path(path).expanduser()
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    stats: Mapping[str, Any] = {p.relative_to(place).as_posix(): p.stat() for p in files if path}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
