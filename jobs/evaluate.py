@@ -76,7 +76,7 @@ def main() -> None:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
     if failed or results.missing:
-        print("\n".join(["not measured:", *failed, *results.missing]), file=sys.stderr)
+        print("\n".join(["not measured:", *(failed or results.missing)]), file=sys.stderr)
         raise SystemExit(1)
 
 

@@ -143,7 +143,7 @@ class Engine:
         """Reference to the pictures; None where they cannot be had."""
         row, number, evaluation = work.row, work.number, self._plan.evaluation
         if why := self._gone.get(row.name):
-            return self._fail(row, "drawing", why)
+            return self._fail(row, "loading", why)
         try:
             drawn, pixels = await self._drawers.call(
                 "draw",
@@ -255,6 +255,8 @@ def cluster(plan: Plan, store: Store) -> Iterator[Engine]:
         "CPU": float(sum(workers for workers, _ in sizes.values())),
         "GPU": sum(workers * gpus for workers, gpus in sizes.values()),
     }
+    # A call that fails is said once, by us; Ray would print its second result's error as well.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # One of our own has a CPU for every actor also where there are fewer cores: they share them.
     started = placement.connect(cpus=max(int(asked["CPU"]), os.cpu_count() or 1))
     try:
