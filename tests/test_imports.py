@@ -20,9 +20,9 @@ HEAVY = {
 
 
 ROOMS = [
-    *("metrics", "shapes", "flow", "objective", "types", "recipe", "models", "scorers", "data"),
-    *("learn", "monitor", "evaluation", "slots", "shape", "roles", "loop", "runtime", "run"),
-    *("export", "comparison", "preview"),
+    *("metrics", "pages", "shapes", "flow", "objective", "types", "recipe", "models", "scorers"),
+    *("data", "learn", "monitor", "evaluation", "slots", "shape", "roles", "loop", "runtime"),
+    *("run", "export", "comparison", "preview"),
 ]
 """Folders and files of the package, the lowest first."""
 
