@@ -6,6 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,3 +29,14 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium. Of a module: while it is open no test can start an event loop."""
+    from tests import browser
+
+    if browser.CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
+    with browser.chromium() as context:
+        yield context

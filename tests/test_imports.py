@@ -20,9 +20,9 @@ HEAVY = {
 
 
 ROOMS = [
-    *("metrics", "shapes", "flow", "objective", "types", "recipe", "models", "scorers", "data"),
-    *("learn", "monitor", "slots", "shape", "roles", "loop", "runtime", "run", "export"),
-    *("evaluation", "comparison", "preview"),
+    *("metrics", "pages", "shapes", "flow", "objective", "types", "recipe", "models", "scorers"),
+    *("data", "learn", "monitor", "slots", "shape", "roles", "loop", "runtime", "run", "export"),
+    *("evaluation", "comparison", "preview", "study"),
 ]
 """Folders and files of the package, the lowest first."""
 

@@ -14,8 +14,9 @@ from percent_ray.comparison.tables import chosen
 from percent_ray.data.prompts import read_prompts
 from percent_ray.evaluation.aggregate import mean_and_std
 from percent_ray.metrics import PROBE
-from percent_ray.monitor.plots import figure, plain, save, tile
+from percent_ray.monitor.plots import tile
 from percent_ray.objective.entropy import fit_law
+from percent_ray.pages.style import figure, plain, save
 from percent_ray.recipe.paths import locate_prompts
 
 STYLES: Mapping[str, Mapping[str, Any]] = {

@@ -23,11 +23,11 @@ from percent_ray.metrics import (
 )
 from percent_ray.monitor import history
 from percent_ray.monitor.spans import overlap
+from percent_ray.pages.style import figure, plain, save
 from percent_ray.types import Span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLOURS = {
     "sample": "#4477aa",
@@ -194,27 +194,6 @@ def tile(images: UInt8[np.ndarray, "K 3 h w"], columns: int) -> UInt8[np.ndarray
         left = column * (width + gap)
         row[:, left : left + width] = image.transpose(1, 2, 0)
     return row
-
-
-def figure(width: float, height: float) -> "Figure":
-    """An empty one, in inches."""
-    from matplotlib.figure import Figure
-
-    # A Figure outside pyplot draws with Agg and is safe in any thread.
-    return Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
-def save(sheet: "Figure", path: Path) -> None:
-    """Write a figure, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.savefig(path)
-
-
-def plain(axes: "Axes", *, grid: str) -> None:
-    """No frame but the axes, faint grid lines along `grid`."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x" if grid == "x" else "y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def _order(stage: str) -> int:
