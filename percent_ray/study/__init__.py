@@ -1,0 +1,1 @@
+"""A blind user study: two rows of an evaluation, side by side, judged by people."""
