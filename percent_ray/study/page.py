@@ -146,7 +146,7 @@ def _draw(usable: Sequence[int], prompts: Sequence[Prompt], design: Design) -> t
 
 def _encode(
     pairs: Sequence[KeyPair], row_a: Row, row_b: Row, design: Design
-) -> tuple[list[Mapping[str, Any]], int]:
+) -> tuple[Sequence[Mapping[str, Any]], int]:
     """What the page shows of every pair, {"prompt", "sets": [[data URI of a picture, ...] x 2]},
     and the pixels of a picture's longest side."""
     from rich.console import Console

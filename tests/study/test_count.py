@@ -53,7 +53,7 @@ def run(monkeypatch, *arguments):
 
 
 def test_sides_are_turned_into_rows_and_written(tmp_path, key, monkeypatch, capsys):
-    """By the key's ABBA, Set 1 four times is A, B, B, A; and `set_1 set_2 set_2 set_1` is A only."""
+    """By the key's ABBA, Set 1 four times is A, B, B, A; `set_1 set_2 set_2 set_1` is A only."""
     one = save(tmp_path / "answers", "one.json", content("ann", ("set_1",) * 4))
     two = save(
         tmp_path / "answers",

@@ -78,7 +78,7 @@ def test_nothing_of_the_files_is_on_the_page(tmp_path):
     """Neither labels nor names, nor the seed, nor what the PNG files carry; and pictures of two
     resolutions come in one."""
     home = evaluation(tmp_path / "eval", sizes=(16, 48))
-    page, key = made(home, tmp_path / "study", Design(pairs=4, images=3, seed=987654))
+    page, _ = made(home, tmp_path / "study", Design(pairs=4, images=3, seed=987654))
     source = PICTURE.sub("", page).casefold()
     for text in ("987654", ".png", str(home), "rows/", "row_a", "seed", *ROWS, *ROWS.values()):
         assert text.casefold() not in source, text
