@@ -88,6 +88,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple["Results", list[str]]:
     chosen = plan.load(
         arguments.rows,
         arguments.runs,
+        newest=arguments.rows == DEFAULT,
         **{name: _names(getattr(arguments, name)) for name in ("judges", "encoders")},
         **{
             name: getattr(arguments, name)

@@ -168,9 +168,9 @@ class Engine:
     def _keep(self, drawn: Drawn, place: RowStore, number: int) -> None:
         if drawn.files and not place.pictures(number):
             place.put_pictures(number, drawn.files)
-        if number < SHOWN:
+        if number < SHOWN and not place.strip(number).is_file():
             place.put_strip(number, drawn.strip)
-        if drawn.latents is not None:
+        if drawn.latents is not None and not place.has(LATENT, number):
             place.put(LATENT, number, Judgement(features=torch.tensor(drawn.latents)))
 
     async def _judge(self, name: str, work: Work, pixels: Any, place: RowStore) -> None:
@@ -199,7 +199,7 @@ async def _kept(place: RowStore, number: int) -> Any:
     return _decode.remote(contents)
 
 
-@ray.remote(num_cpus=0.1)
+@ray.remote(num_cpus=1)
 def _decode(contents: Sequence[bytes]) -> Any:
     return pictures.decode(contents)
 
@@ -252,7 +252,7 @@ def cluster(plan: Plan, store: Store) -> Iterator[Engine]:
     """
     sizes = sizes_of(plan, placement.resources()["GPU"])
     asked = {
-        "CPU": float(sum(workers for workers, _ in sizes.values())),
+        "CPU": float(sum(workers for workers, _ in sizes.values())) + 1,  # to read kept pictures
         "GPU": sum(workers * gpus for workers, gpus in sizes.values()),
     }
     # A call that fails is said once, by us; Ray would print its second result's error as well.
@@ -264,7 +264,7 @@ def cluster(plan: Plan, store: Store) -> Iterator[Engine]:
         for name, count in asked.items():
             if count > there.get(name, 0.0) + 1e-6:
                 raise ValueError(
-                    f"{sum(w for w, _ in sizes.values())} actors ask for {count:g} {name}s and the "
+                    f"the actors ask for {count:g} {name}s and the "
                     f"cluster has {there.get(name, 0.0):g}; set fewer under draw and judge, or add "
                     "machines"
                 )

@@ -94,21 +94,20 @@ class Plan:
         return {name: self.evaluation.scorers[name] for name in names}
 
 
-def load(path: Path, runs: Sequence[str] = (), **settings: Any) -> Plan:
+def load(path: Path, runs: Sequence[str] = (), *, newest: bool = False, **settings: Any) -> Plan:
     """The plan of a file. `runs` are rows (RUN, RUN@STEP or RUN@all) in the place of the file's,
-    after the model that each of them began with; `settings` replace keys of the file (those that
-    are None do not).
-
-    Without rows in either, the newest run in runs/ has all of its checkpoints judged. Raises
-    RecipeError with one line for each problem.
+    after the model that each of them began with; with `newest` they are all checkpoints of the
+    newest run in runs/, where there is one. `settings` replace keys of the file (those that are
+    None do not). Raises RecipeError with one line for each problem.
     """
     problems: list[str] = []
     contents: recipes.Tree = {}
+    asked: Any = []
     for layer in recipes.read(path, problems):
+        asked = layer.pop("rows", [])  # a base gives its judges and its protocol alone
         contents = recipes.merge(contents, layer)
     if problems:
         raise RecipeError(problems)
-    asked = contents.pop("rows", [])
     contents |= {key: value for key, value in settings.items() if value is not None}
     try:
         evaluation = Evaluation.model_validate_json(json.dumps(contents, default=str), strict=True)
@@ -119,10 +118,11 @@ def load(path: Path, runs: Sequence[str] = (), **settings: Any) -> Plan:
     if not evaluation.scorers:
         raise RecipeError([f"{path}: no judges and no encoders; there is nothing to measure"])
     notes: list[str] = []
+    runs = runs or (_newest(notes) if newest else ())
     if runs:
         asked = [{"run": run} for text in runs for run in checkpoints.expand(text)]
-    elif not asked:
-        asked = _newest(notes)
+    if not asked:
+        raise RecipeError([f"{path}: no rows; give some there, or RUN on the command line"])
     rows = _rows(asked, evaluation, path.parent, notes, with_bases=bool(runs))
     if evaluation.against and evaluation.against not in {row.label for row in rows}:
         labels = ", ".join(row.label for row in rows)
@@ -132,22 +132,15 @@ def load(path: Path, runs: Sequence[str] = (), **settings: Any) -> Plan:
     return Plan(evaluation, tuple(rows), tuple(prompts), tuple(notes))
 
 
-def _newest(notes: list[str]) -> list[Any]:
-    """Rows where none were asked for."""
+def _newest(notes: list[str]) -> list[str]:
+    """All checkpoints of the run that has written one last."""
     folder = Path(recipes.defaults()["run"]["folder"])
     newest = checkpoints.newest(folder)
-    base = {"label": "base model", "recipe": str(SHAPES)}
     if newest is None:
-        notes.append(f"no run in {folder}: only the embedded model is judged; `make train` is one")
-        return [base]
+        notes.append(f"no run in {folder}: only the file's rows are judged; `make train` makes one")
+        return []
     notes.append(f"rows: the newest run in {folder}, {newest.name}, and the model it began with")
-    steps = checkpoints.expand(f"{newest}@{checkpoints.ALL}")
-    first = {"label": "base model", "run": f"{newest}@0"}
-    return [first, *({"run": step} for step in steps)]
-
-
-SHAPES = Path("jobs/recipes/shapes_pec.yaml")
-"""A recipe of the embedded model."""
+    return [f"{newest}@{checkpoints.ALL}"]
 
 
 def _rows(

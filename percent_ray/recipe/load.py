@@ -239,6 +239,7 @@ def _locate(tree: Tree, folder: Path) -> None:
     """Make the relative paths of one layer absolute, in place."""
     scorers = _section(tree, "scorers")
     for section, keys in [
+        (tree, ("prompts",)),  # of an evaluation's file
         (_section(tree, "data"), ("prompts", "probe_prompts")),
         (_section(tree, "model"), ("path",)),
         (_section(tree, "perceptual"), ("tiny_path",)),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from jobs import export as job
 from percent_ray import run as runs
 from percent_ray.data.prompts import read_prompts
-from percent_ray.evaluation.generate import generate
+from percent_ray.evaluation.generate import PolicySource
 from percent_ray.flow import noise
 from percent_ray.learn.engine import TorchEngine
 from percent_ray.models import base, flux
@@ -56,9 +56,10 @@ class Run:
         """The run's own, of its first prompt."""
         model = self.recipe.model
         decoder = base.family(model.family).load_decoder(model, device=torch.device("cpu"))
-        prompts = read_prompts(Path(self.recipe.data.prompts))[:1]
-        options = {"images": IMAGES, "steps": self.recipe.sampling.steps, "seed": SEED}
-        [made] = generate(self.policy(**policy), decoder, prompts, **options, batch_size=IMAGES)
+        steps = self.recipe.sampling.steps
+        source = PolicySource(self.policy(**policy), decoder, steps=steps, batch_size=IMAGES)
+        [prompt] = read_prompts(Path(self.recipe.data.prompts))[:1]
+        made = source.draw(prompt, 0, images=IMAGES, seed=SEED)
         return made.images.numpy()
 
 
