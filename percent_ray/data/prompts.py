@@ -1,13 +1,20 @@
 """Prompt files, and the order in which a run goes through them."""
 
+import codecs
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from percent_ray.flow.noise import generator
 from percent_ray.types import Prompt
+
+BROKEN = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories that a prompt has nothing of: control, surrogate, line and paragraph."""
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
@@ -15,12 +22,15 @@ def read_prompts(path: Path | str) -> list[Prompt]:
 
     `.txt`: a prompt a line. `.jsonl`: an object a line with `prompt` (GenEval's form) or `text`;
     its other keys are the prompt's metadata.
-    Raises ValueError with file and line for a bad line, and for a file without prompts.
+    UTF-8, with a byte order mark or without. Raises ValueError with file and line for a bad line,
+    and for a file that is not there, of another encoding, or without prompts.
     """
     path = Path(path)
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{path}: prompts are read from .txt or .jsonl files")
-    parse = _parse_json if path.suffix == ".jsonl" else Prompt
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of prompts")
+    parse = _parse_json if path.suffix == ".jsonl" else _prompt
     prompts: list[Prompt] = []
     for number, line in _lines(path):
         try:
@@ -57,10 +67,27 @@ class PromptStream:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if stripped := line.strip():
-                yield number, stripped
+    contents = path.read_bytes()
+    if contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path}: is UTF-16; save it as UTF-8")
+    for number, line in enumerate(contents.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}:{number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+            ) from None
+        if text:
+            yield number, text
+
+
+def _prompt(text: str, metadata: dict[str, Any] | None = None) -> Prompt:
+    """A prompt in one line. Raises ValueError for characters that break the lines of logs, end
+    strings of C or cannot be written."""
+    text = re.sub(r"[\t\r\n]+", " ", text).strip()
+    if bad := [letter for letter in text if unicodedata.category(letter) in BROKEN]:
+        raise ValueError(f"has the character U+{ord(bad[0]):04X}; take it out")
+    return Prompt(text, metadata)
 
 
 def _parse_json(line: str) -> Prompt:
@@ -68,9 +95,11 @@ def _parse_json(line: str) -> Prompt:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg}") from None
+    except RecursionError:
+        raise ValueError("not JSON that a prompt has: too many levels") from None
     if not isinstance(fields, dict):
         raise ValueError(f"expected an object with 'prompt', got {line[:40]}")
     text = fields.pop("prompt", None) or fields.pop("text", None)
     if not isinstance(text, str) or not text.strip():
         raise ValueError("no text under 'prompt' or 'text'")
-    return Prompt(text.strip(), fields or None)
+    return _prompt(text, fields or None)

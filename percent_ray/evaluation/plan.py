@@ -18,7 +18,7 @@ from percent_ray.recipe import load as recipes
 from percent_ray.recipe import tree
 from percent_ray.recipe.errors import explain
 from percent_ray.recipe.load import RecipeError
-from percent_ray.recipe.paths import EMBEDDED, locate_prompts
+from percent_ray.recipe.paths import EMBEDDED, locate_pipeline, locate_prompts
 from percent_ray.recipe.section import Section
 from percent_ray.types import Prompt
 
@@ -113,9 +113,11 @@ def load(path: Path, runs: Sequence[str] = (), *, newest: bool = False, **settin
         evaluation = Evaluation.model_validate_json(json.dumps(contents, default=str), strict=True)
     except ValidationError as error:
         raise RecipeError([f"{path}: {line}" for line in explain(error)]) from None
+    if not evaluation.scorers:
+        raise RecipeError([f"{path}: no scorers; `base: FILE` takes those of another file"])
     if problem := evaluation.unknown(evaluation.scorers):
         raise RecipeError([f"{path}: {problem}"])
-    if not evaluation.scorers:
+    if not evaluation.judges and not evaluation.encoders:
         raise RecipeError([f"{path}: no judges and no encoders; there is nothing to measure"])
     notes: list[str] = []
     runs = runs or (_newest(notes) if newest else ())
@@ -184,15 +186,16 @@ def _read(row: Any, steps: int, folder: Path) -> Any:
         read = kind.model_validate_json(json.dumps(fields, default=str), strict=True)
     except ValidationError as error:
         raise RecipeError(list(_explained(error, kind))) from None
-    return checkpoints.resolve(read, steps=steps) if isinstance(read, CheckpointRow) else read
+    if isinstance(read, CheckpointRow):
+        return checkpoints.resolve(read, steps=steps)
+    locate_pipeline(read.pipeline)
+    return read
 
 
 def _explained(error: ValidationError, kind: type[Section]) -> list[str]:
     """As `explain`, whose likely meanings are a recipe's keys and not a row's."""
-    return [
-        re.sub(r"unknown.*", f"unknown; a row has {', '.join(kind.model_fields)}", line)
-        for line in explain(error)
-    ]
+    known = f"; a row has {', '.join(kind.model_fields)}"
+    return [re.sub(r"(unknown|missing);.*", rf"\g<1>{known}", line) for line in explain(error)]
 
 
 def _named(found: Sequence[tuple[str, Checkpoint | PipelineRow]]) -> list[Row]:

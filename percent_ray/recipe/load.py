@@ -157,6 +157,9 @@ def read(path: Path, problems: list[str], *, is_base: bool = False) -> list[Tree
     except OSError as error:
         problems.append(f"{path}: {(error.strerror or 'cannot be read').lower()}")
         return []
+    except UnicodeDecodeError as error:
+        problems.append(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8")
+        return []
     except yaml.YAMLError as error:
         problems.append(f"{path}: not YAML: {_one_line(error)}")
         return []

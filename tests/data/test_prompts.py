@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from percent_ray.data.prompts import PromptStream, read_prompts
@@ -43,7 +45,38 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         read_prompts(path)
 
 
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"a red circle\na caf\xe9\n", r"a\.txt:2: byte 6 is not UTF-8"),
+        ("a red circle".encode("utf-16"), r"a\.txt: is UTF-16; save it as UTF-8"),
+        (b"a\nred\0circle\n", r"a\.txt:2: has the character U\+0000"),
+        ("a red\u2028circle\n".encode(), r"a\.txt:1: has the character U\+2028"),
+        (b"\xef\xbb\xbf\n", r"a\.txt: no prompts in it"),
+    ],
+)
+def test_what_is_no_utf_8_or_no_text_is_named(tmp_path, contents, message):
+    path = tmp_path / "a.txt"
+    path.write_bytes(contents)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path)
+
+
+def test_every_prompt_is_one_line_and_a_byte_order_mark_is_none_of_it(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfa red\tcircle\r\n")
+    assert read_prompts(path) == [Prompt("a red circle")]
+    line = json.dumps({"prompt": "a red\ncircle "})
+    assert read_prompts(write(tmp_path, "a.jsonl", line)) == [Prompt("a red circle")]
+    with pytest.raises(ValueError, match=r"U\+D800"):
+        read_prompts(write(tmp_path, "b.jsonl", json.dumps({"prompt": "a \ud800"})))
+    with pytest.raises(ValueError, match="too many levels"):
+        read_prompts(write(tmp_path, "c.jsonl", "[" * 100_000))
+
+
 def test_files_without_prompts_and_other_kinds(tmp_path):
+    with pytest.raises(ValueError, match="no such file of prompts"):
+        read_prompts(tmp_path / "none.txt")
     with pytest.raises(ValueError, match="no prompts in it"):
         read_prompts(write(tmp_path, "a.txt", "\n"))
     with pytest.raises(ValueError, match=r"from \.txt or \.jsonl"):

@@ -49,13 +49,25 @@ rows:
         ("images: 1\nrows: [{pipeline: shapes/sd3}]", "images: got 1, needs at least 2"),
         ("judges: [gone]\nrows: [{pipeline: shapes/sd3}]", "gone not among scorers"),
         ("against: gone\nrows: [{pipeline: shapes/sd3}]", "no row 'gone'; there are sd3"),
-        ("prompts: gone.txt\nrows: [{pipeline: shapes/sd3}]", "gone.txt"),
+        ("prompts: gone.txt\nrows: [{pipeline: shapes/sd3}]", "gone.txt: no such file"),
+        ("rows: [{pipeline: ./gone}]", r"rows\[0\] : no folder .*gone; give a folder or a hub id"),
+        ("judges: []\nencoders: []\nrows: [{pipeline: shapes/sd3}]", "nothing to measure"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, text, words):
-    with pytest.raises((RecipeError, OSError), match=words) as caught:
+    with pytest.raises(ValueError, match=words) as caught:
         plans.load(written(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+def test_rows_alone_are_told_where_judges_come_from(tmp_path):
+    path = tmp_path / "rows.yaml"
+    path.write_text("rows: [{pipeline: shapes/sd3}]")
+    with pytest.raises(RecipeError, match="no scorers; `base: FILE` takes"):
+        plans.load(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(RecipeError, match=r"rows\.yaml: byte 1 is not UTF-8"):
+        plans.load(path)
 
 
 def test_without_a_run_the_embedded_model_is_judged(tmp_path, monkeypatch):
