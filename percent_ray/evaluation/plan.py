@@ -49,6 +49,8 @@ class Evaluation(Protocol):
     """By scorer, the actors of each judge; `default` is of those that are not named."""
     timeout_s: PositiveFloat = 3600.0
     """Longest wait for one prompt's pictures, and for one judge's word on them."""
+    tracking_uri: str = ""
+    """MLflow's server; mlflow.db beside the folder where empty."""
     keep: bool = False
     """Keep every picture as a PNG file; a judge that is added later then draws none again."""
 

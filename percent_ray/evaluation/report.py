@@ -8,6 +8,7 @@ from pathlib import Path
 from percent_ray.evaluation import tables
 from percent_ray.evaluation.results import FILE, Results, dump
 from percent_ray.evaluation.store import SHOWN, Store
+from percent_ray.monitor.terminal import ui_command
 from percent_ray.monitor.tracking import Tracker
 from percent_ray.pages.page import render
 
@@ -41,13 +42,14 @@ def write(results: Results, store: Store, command: str) -> list[str]:
         column=column,
     )
     (folder / PAGE).write_text(page, encoding="utf-8")
-    track(results, folder, [*files, PAGE])
+    uri = track(results, folder, [*files, PAGE])
     return [
         *lines(results),
         "",
         f"page     {folder / PAGE}",
         f"numbers  {', '.join(str(folder / name) for name in files)}",
         f"pictures {folder / 'grids'}",
+        f"MLflow   {ui_command(uri)}",
     ]
 
 
@@ -136,12 +138,17 @@ def _strips(results: Results, store: Store) -> list[tuple[str, list[tuple[str, b
     return found
 
 
-def track(results: Results, folder: Path, files: Sequence[str]) -> None:
-    """A copy of the numbers and files in MLflow, as a run of the folder's name."""
+def track(results: Results, folder: Path, files: Sequence[str]) -> str:
+    """A copy of the numbers and files in MLflow, as a run of the folder's name: one however often
+    it is measured. Returns MLflow's URI."""
+    evaluation, known = results.plan.evaluation, folder / "mlflow_run"
     tracker = Tracker(
-        folder / "report", tracking_uri="", experiment=EXPERIMENT, run_name=folder.name
+        folder,
+        tracking_uri=evaluation.tracking_uri,
+        experiment=EXPERIMENT,
+        run_name=folder.name,
+        run_id=known.read_text(encoding="utf-8") if known.is_file() else None,
     )
-    evaluation = results.plan.evaluation
     tracker.params({"prompts": evaluation.prompts, "images": evaluation.images})
     tracker.params({"rows": ", ".join(row.label for row in results.rows)})
     names = {row.label: row.name for row in results.plan.rows}
@@ -155,3 +162,6 @@ def track(results: Results, folder: Path, files: Sequence[str]) -> None:
         tracker.file(folder / name, "report")
     tracker.file(folder / "grids", "grids")
     tracker.close()
+    if tracker.run_id:
+        known.write_text(tracker.run_id, encoding="utf-8")
+    return tracker.uri
