@@ -33,7 +33,8 @@ from percent_ray.data import arrow
 from percent_ray.learn.batch import chunks, groups_of
 from percent_ray.models.published import SD35_MEDIUM
 from percent_ray.objective.grpo import Weights
-from percent_ray.runtime.learner_group import Mailbox, Order, fetch
+from percent_ray.runtime.mailbox import Mailbox, Order
+from percent_ray.runtime.rank import fetch
 from percent_ray.types import ShapedBatch, ShapedRow
 
 IMAGES = 24

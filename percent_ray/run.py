@@ -6,7 +6,7 @@ import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from percent_ray import recover
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
@@ -70,8 +71,8 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     )
     tracker.params(dict(recipes.flatten(recipe.model_dump(mode="json"))))
     tracker.file(folder / RECIPE_FILE, "recipe")
-    terminal = Terminal(recipe.run.steps, first=progress.version)
-    journal = Journal(tracker, terminal, first=progress.version)
+    terminal = Terminal(recipe.run.steps)
+    journal = Journal(tracker, terminal)
     status: Status = "FAILED"
     roles = None
     try:
@@ -79,17 +80,12 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
             roles = await _start(recipe, folder, source, prompts[0])
             said = [*notes(recipe), *_cut(recipe, prompts)]
             terminal.say("\n".join([*roles.loaded, *said]))
-            loop = Loop(
-                recipe,
-                roles,
-                stream=PromptStream(prompts, seed=recipe.run.seed),
-                probes=_probes(recipe, prompts),
-                observer=journal,
-                checkpoint=_Checkpoint(recipe, folder, roles, tracker),
-                progress=progress,
+            begin = _loops(
+                recipe, roles, prompts, journal, _Checkpoint(recipe, folder, roles, tracker)
             )
-            _stop_on_signals(loop)
-            progress = await loop.run()
+            progress = await recover.run(
+                begin, progress, roles, recipe=recipe, folder=folder, say=terminal.say
+            )
         status = "FINISHED" if progress.version == recipe.run.steps else "KILLED"
     except Exception as error:
         # The user gets one line; whoever has to mend it needs the rest.
@@ -102,6 +98,32 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
         journal.draw()
         tracker.close(status)
     terminal.say(journal.summary(checkpoint.latest(folder), said))
+
+
+def _loops(
+    recipe: Recipe,
+    roles: Any,
+    prompts: Sequence[Prompt],
+    journal: "Journal",
+    checkpoint: "_Checkpoint",
+) -> Callable[[Progress], Loop]:
+    """Makes the loop that goes on from a progress."""
+
+    def begin(progress: Progress) -> Loop:
+        journal.begin(progress.version)
+        loop = Loop(
+            recipe,
+            roles,
+            stream=PromptStream(prompts, seed=recipe.run.seed),
+            probes=_probes(recipe, prompts),
+            observer=journal,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+        _stop_on_signals(loop)
+        return loop
+
+    return begin
 
 
 async def _start(recipe: Recipe, folder: Path, source: Path | None, first: Prompt) -> Any:
@@ -139,8 +161,7 @@ class _Checkpoint:
 class Journal:
     """`loop.Observer`: metrics file, MLflow, terminal lines, pictures."""
 
-    def __init__(self, tracker: Tracker, terminal: Terminal, *, first: int) -> None:
-        """`first` is the step that this process begins with."""
+    def __init__(self, tracker: Tracker, terminal: Terminal) -> None:
         self.pictures: list[Path] = []
         self._tracker = tracker
         self._terminal = terminal
@@ -148,10 +169,14 @@ class Journal:
         self._first = _first_probe(tracker.folder)
         """What the lines of probes are counted from, also where this process has resumed a run."""
         self._last: Mapping[str, float] = {}
-        self._recent: deque[Mapping[str, float]] = deque(
-            _recorded(tracker.folder, before=first), maxlen=readout.WINDOW
-        )
+        self._recent: deque[Mapping[str, float]] = deque(maxlen=readout.WINDOW)
         """Metrics of the last steps, also of those before a resume."""
+
+    def begin(self, first: int) -> None:
+        """Step `first` is next, whatever was recorded before."""
+        self._recent.clear()
+        self._recent.extend(_recorded(self._tracker.folder, before=first))
+        self._terminal.begin(first)
 
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None:
         self._spans = [*self._spans, spans][-TIMELINE_STEPS:]

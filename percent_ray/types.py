@@ -126,3 +126,7 @@ class Update:
     """The version after the update."""
     metrics: Mapping[str, float]
     span: Span
+
+
+class LearnerLost(ConnectionError):
+    """The learner group has died, or hangs: another one can go on from the last checkpoint."""

@@ -21,8 +21,8 @@ HEAVY = {
 
 ROOMS = [
     *("metrics", "pages", "shapes", "flow", "objective", "types", "recipe", "models", "scorers"),
-    *("data", "learn", "monitor", "slots", "shape", "roles", "loop", "runtime", "run", "export"),
-    *("evaluation", "comparison", "preview", "study"),
+    *("data", "learn", "monitor", "slots", "shape", "roles", "loop", "recover", "runtime", "run"),
+    *("export", "evaluation", "comparison", "preview", "study"),
 ]
 """Folders and files of the package, the lowest first."""
 

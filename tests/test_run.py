@@ -34,7 +34,7 @@ def probe(folder: Path, version: int, pictures, reward=0.5) -> tuple[dict[str, f
     tracker = Tracker(folder)
     out = io.StringIO()
     console = Console(file=out)
-    Journal(tracker, Terminal(2, console=console), first=0).probe(
+    Journal(tracker, Terminal(2, console=console)).probe(
         version, {"reward/mean": reward}, [(str(i), images) for i, images in enumerate(pictures)]
     )
     with (folder / "metrics.jsonl").open("a") as file:
@@ -75,9 +75,8 @@ def test_a_run_without_its_first_pictures_says_nothing_of_movement(tmp_path):
 def stepped(folder: Path, steps: range, first: int = 0) -> list[str]:
     """What a journal that begins at step `first` says of steps of pure noise."""
     out = io.StringIO()
-    journal = Journal(
-        Tracker(folder), Terminal(40, console=Console(file=out, width=400)), first=first
-    )
+    journal = Journal(Tracker(folder), Terminal(40, console=Console(file=out, width=400)))
+    journal.begin(first)
     for step in steps:
         metrics = {"signal/gradient": (-1) ** step * 0.01, "signal/noise": 1.0}
         journal.step(step, metrics, [])

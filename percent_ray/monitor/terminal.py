@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class Terminal:
-    """Progress of a run of `steps` steps that starts at step `first`. A context manager.
+    """Progress of a run of `steps` steps. A context manager.
 
     Where standard output is no terminal (the log of a Ray job) it prints plain lines that carry
     the ETA themselves.
     """
 
-    def __init__(self, steps: int, *, first: int = 0, console: "Console | None" = None) -> None:
+    def __init__(self, steps: int, *, console: "Console | None" = None) -> None:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -52,7 +52,7 @@ class Terminal:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=steps, completed=first, left="-")
+        self._task = self._bar.add_task("", total=steps, left="-")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -65,6 +65,11 @@ class Terminal:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+    def begin(self, first: int) -> None:
+        """Step `first` is next."""
+        self._first = None
+        self._bar.update(self._task, completed=first, left="-")
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""

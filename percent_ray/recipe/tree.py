@@ -285,6 +285,9 @@ class Runtime(Section):
     """Groups queued at one actor."""
     timeout_s: PositiveFloat = 1800
     """Longest wait for one group or one update before the run ends with an error."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often a learner group that has died is built again from the last checkpoint before the
+    run ends; a new checkpoint starts the count anew."""
 
 
 class Recipe(Section):

@@ -16,7 +16,14 @@ from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.runtime import placement
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.pool import Pool
-from percent_ray.types import Perception, Prompt, ShapedBatch, Trajectory, Update
+from percent_ray.types import (
+    LearnerLost,
+    Perception,
+    Prompt,
+    ShapedBatch,
+    Trajectory,
+    Update,
+)
 
 
 class RolloutActor(RolloutWorker):
@@ -60,6 +67,7 @@ class Cluster:
         self.rollout = _pool(RolloutActor, recipe, runtime.rollout, name="rollout")
         self.perception = _pool(PerceptionActor, recipe, runtime.perception, name="perception")
         self.learner = LearnerGroup(recipe, run_folder=run_folder, resume=resume)
+        self._recipe, self._run_folder = recipe, run_folder
         self._max_staleness = runtime.max_staleness
         self.loaded: list[str] = []
         """What was loaded, a line each."""
@@ -106,9 +114,8 @@ class Cluster:
                 "draw", group_id, prompt, version, weights, checksum, returns=3
             )
         except ObjectLostError as error:
-            raise ConnectionError(
-                f"the weights of version {version} are gone with the learner that published them; "
-                "look at its logs"
+            raise LearnerLost(
+                f"the weights of version {version} are gone with the learner that published them"
             ) from error
         return replace(group, payload=payload, condition=condition)
 
@@ -141,6 +148,17 @@ class Cluster:
         self._weights[version] = (checksum, weights)
         first = version - self._max_staleness
         self._weights = {v: held for v, held in self._weights.items() if v >= first}
+
+    async def restart(self, source: Path | None, version: int) -> None:
+        """Another learner group in the place of one that is lost, at the `version` of a checkpoint
+        or (None) before training. The actors of the other roles stay. Returns when it has loaded;
+        raises LearnerLost where it dies, too."""
+        self.learner.end()
+        self._weights.clear()  # lost with the rank that has published them
+        self.learner = LearnerGroup(self._recipe, run_folder=self._run_folder, resume=source)
+        self.learner.start()
+        _, checksum, weights = await self.learner.order("publish")
+        self._remember(version, checksum, weights)
 
     async def save(self, folder: Path) -> None:
         await self.learner.order("save", folder=str(folder.absolute()))

@@ -29,7 +29,8 @@ def test_a_log_gets_plain_lines_with_the_eta_from_the_first_finished_step(monkey
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
     out = io.StringIO()
     console = Console(file=out, width=40, highlight=False, soft_wrap=True)
-    terminal = Terminal(14, first=10, console=console)
+    terminal = Terminal(14, console=console)
+    terminal.begin(10)
     for step in (10, 11, 12):
         terminal.step(step, METRICS)
     lines = out.getvalue().splitlines()

@@ -11,7 +11,8 @@ from percent_ray.data import arrow
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.recipe.paths import locate_prompts
 from percent_ray.runtime.cluster import Cluster
-from percent_ray.runtime.learner_group import Mailbox, Order, _carry_out
+from percent_ray.runtime.mailbox import Mailbox, Order
+from percent_ray.runtime.rank import _carry_out
 from percent_ray.types import Prompt
 from tests.end_to_end import world as worlds
 from tests.learn.fake import fake_recipe, make_learner

@@ -11,7 +11,10 @@ import pytest
 import ray
 
 from percent_ray.runtime import learner_group
-from percent_ray.runtime.learner_group import LearnerGroup, Mailbox, Order
+from percent_ray.runtime import mailbox as mailboxes
+from percent_ray.runtime.learner_group import LearnerGroup
+from percent_ray.runtime.mailbox import Mailbox, Order
+from percent_ray.runtime.rank import fetch
 from percent_ray.types import ShapedRow
 from tests.end_to_end import world as worlds
 from tests.learn.fake import FakePolicy, draw_batch, fake_recipe
@@ -78,7 +81,7 @@ def test_a_rank_that_is_behind_is_told():
 
 
 def test_waiting_for_an_order_takes_no_time_of_the_processor(monkeypatch):
-    monkeypatch.setattr(learner_group, "POLL_S", 0.2)
+    monkeypatch.setattr(mailboxes, "POLL_S", 0.2)
     mailbox, before = Mailbox(1), time.process_time()
     assert asyncio.run(mailbox.next(0)) is None
     assert time.process_time() - before < 0.1
@@ -103,13 +106,13 @@ def test_a_rank_fetches_its_own_groups_alone(tmp_path, ray_cluster):
         )
 
     mine = [1, 2]
-    found = learner_group.fetch(replace(batch, rows=rows(mine)), mine)
+    found = fetch(replace(batch, rows=rows(mine)), mine)
     for number, (row, whole) in enumerate(zip(found.rows, batch.rows, strict=True)):
         assert row.weights.advantage.equal(whole.weights.advantage)
         expected = (whole.payload, whole.condition) if number in mine else (None, None)
         assert (row.payload, row.condition) == expected
     with pytest.raises(ValueError, match="another rank's table"):
-        learner_group.fetch(replace(batch, rows=rows(mine)), [0, 1])
+        fetch(replace(batch, rows=rows(mine)), [0, 1])
 
 
 @pytest.mark.ray

@@ -1,0 +1,103 @@
+"""Every way in which the learner group can be lost, in whole runs of two ranks: the group is built
+again from the last checkpoint, and no metric and no weight differs from an undisturbed run's."""
+
+import functools
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from percent_ray import run as runs
+from percent_ray.monitor import history
+from percent_ray.recipe.tree import Recipe
+from percent_ray.runtime.learner_group import LearnerGroup
+from tests.end_to_end import world as worlds
+
+STEPS = 5
+"""With a checkpoint every 2: step 4 of them is behind the second."""
+CLOCKS = ("time/", "throughput/", "queue/")
+
+
+def recipe(world: Path, folder: Path, name: str, stage: int) -> Recipe:
+    fields = worlds.recipe(world, folder).model_dump()
+    fields["run"] |= {"steps": STEPS, "name": name}
+    fields["learner"] |= {"zero_stage": stage}
+    fields["runtime"] |= {"learner": {"cpus": 0.3, "gpus": 0, "workers": 2}}
+    return Recipe.model_validate(fields)
+
+
+def metrics(run: Path) -> dict[int, dict[str, float]]:
+    return {
+        step: {name: value for name, value in values.items() if not name.startswith(CLOCKS)}
+        for step, values in history.read(run / "metrics.jsonl").items()
+    }
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """Of the cluster that these tests have started, and of no other on the machine."""
+    ours = psutil.Process().children(recursive=True)
+    return [p for p in ours if p.is_running() and p.name().startswith(name)]
+
+
+def strike(who: str, number: signal.Signals) -> None:
+    """The youngest process of that name: of the ranks it is any one of them."""
+    *_, victim = sorted(processes(who), key=lambda p: p.pid)
+    os.kill(victim.pid, number)
+
+
+@pytest.fixture(scope="module")
+def straight(world, tmp_path_factory, ray_cluster):
+    """The undisturbed run of a ZeRO stage."""
+    folder = tmp_path_factory.mktemp("straight")
+    return functools.cache(
+        lambda stage: runs.train(recipe(world, folder, f"straight-{stage}", stage))
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "who", "number", "said"),
+    [
+        (1, "ray::RayTrain", signal.SIGSTOP, "the learner group did not finish 'update' in 8 s"),
+        (1, "ray::TrainController", signal.SIGKILL, "Ray Train's controller died"),
+        (1, "ray::Mailbox", signal.SIGKILL, "the learner group's mailbox died"),
+        (2, "ray::RayTrain", signal.SIGKILL, "learner rank "),
+    ],
+)
+def test_invariant_11_a_lost_learner_group_comes_back(
+    straight, world, tmp_path, capsys, monkeypatch, stage, who, number, said
+):
+    """Lost behind step 2, whose record is written, and the checkpoint before it."""
+    record, order, struck = runs.Journal.step, LearnerGroup.order, []
+
+    def step(journal: runs.Journal, place: int, *rest: Any) -> None:
+        record(journal, place, *rest)
+        if place == 2 and not struck:
+            struck.append(who)
+            strike(who, number)
+
+    async def impatient(group: LearnerGroup, kind: Any, **options: Any) -> Any:
+        """A hang is waited for as long as `runtime.timeout_s`; here not so long, once."""
+        if number == signal.SIGSTOP and len(struck) == 1:
+            struck.append("waited for")
+            options["timeout_s"] = 8
+        return await order(group, kind, **options)
+
+    monkeypatch.setattr(runs.Journal, "step", step)
+    monkeypatch.setattr(LearnerGroup, "order", impatient)
+    run = runs.train(recipe(world, tmp_path, "struck", stage))
+    out = capsys.readouterr().out
+    assert struck
+    assert said in out, out
+    assert "goes on from step-00000002 (failure 1 of 3 until the next checkpoint)" in out
+    undisturbed = straight(stage)
+    assert metrics(run) == metrics(undisturbed)
+    weights = f"checkpoints/step-{STEPS:08d}/policy/pytorch_lora_weights.safetensors"
+    ours, theirs = load_file(run / weights), load_file(undisturbed / weights)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
