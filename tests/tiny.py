@@ -53,7 +53,7 @@ def build_sd3(folder: Path | str, *, t5: bool = False, seed: int = 0) -> str:
             "tokenizer": tokenizer,
             "text_encoder_2": encoders[1],
             "tokenizer_2": clip_tokenizer(),
-            "text_encoder_3": _t5() if t5 else None,
+            "text_encoder_3": t5_encoder() if t5 else None,
             "tokenizer_3": t5_tokenizer() if t5 else None,
         }
         diffusers.StableDiffusion3Pipeline(**parts).save_pretrained(folder)
@@ -93,7 +93,7 @@ def build_flux(folder: Path | str, *, embeds: bool = True, seed: int = 0) -> str
                 transformers.CLIPTextConfig(**_text(tokenizer))
             ),
             tokenizer=tokenizer,
-            text_encoder_2=_t5(),
+            text_encoder_2=t5_encoder(),
             tokenizer_2=t5_tokenizer(),
         ).save_pretrained(folder)
     return str(folder)
@@ -191,6 +191,11 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=MAX_TOKENS)
 
 
+def text_fields() -> dict[str, Any]:
+    """Of a CLIPTextConfig for `clip_tokenizer`."""
+    return _text(clip_tokenizer())
+
+
 def _text(tokenizer: Any) -> dict[str, Any]:
     # eos_token_id must be the tokenizer's: at 2 the tower would pool another token.
     return {
@@ -216,7 +221,8 @@ def t5_tokenizer() -> Any:
     return T5TokenizerFast(vocab=special + letters, extra_ids=0)
 
 
-def _t5() -> Any:
+def t5_encoder() -> Any:
+    """A T5EncoderModel for `t5_tokenizer`."""
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(
