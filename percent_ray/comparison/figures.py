@@ -8,6 +8,7 @@ import numpy as np
 
 from percent_ray.comparison.results import Results, Run
 from percent_ray.comparison.tables import chosen
+from percent_ray.comparison.verdict import named
 from percent_ray.data.prompts import read_prompts
 from percent_ray.monitor import plots
 from percent_ray.pages import charts
@@ -44,11 +45,11 @@ def save(results: Results, drawn: Mapping[str, Chart], folder: Path) -> None:
 
 
 def samples(results: Results) -> list[tuple[str, list[tuple[str, np.ndarray]]]]:
-    """By prompt the pictures of base, reference, and the first method of ours from the same noise,
-    uint8 [K, 3, H, W] each."""
+    """By prompt the pictures of base, reference, the row that the verdict names, and the first
+    method of ours from the same noise, uint8 [K, 3, H, W] each."""
     ours = next((name for name, row in results.rows.items() if row.kind == "ours"), None)
     sets = [("base model", results.base_pictures())]
-    for name in dict.fromkeys((results.reference, ours)):
+    for name in dict.fromkeys((results.reference, named(results), ours)):
         if name is not None:
             sets.append((results.rows[name].label, results.runs[name][0].pictures()))
     prompts = read_prompts(locate_prompts(results.comparison.evaluation.prompts))[:SHOWN]

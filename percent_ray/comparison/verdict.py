@@ -1,6 +1,6 @@
 """What a comparison says, in words: in short, and row by row."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def in_short(results: Results) -> list[str]:
     most diversity at the same reward, by how much, and how sure that is. Two sentences and one for
     each space of the encoders that are not the reward's."""
     lines = {line.name: line for line in matched(results, SHARE)}
-    spaces = [f"vendi/{name}" for name in results.others] or results.vendi[:1]
+    spaces = _spaces(results)
     kept = [_kept(results, lines, space) for space in spaces]
     return [_cost(results, spaces[0]), *(text for text, _ in kept), _sure(results, lines, kept)]
 
@@ -40,24 +40,24 @@ def _cost(results: Results, space: str) -> str:
     )
 
 
-def _kept(results: Results, lines: dict[str, Line], space: str) -> tuple[str, Interval | None]:
+def _kept(results: Results, lines: Mapping[str, Line], space: str) -> tuple[str, Interval | None]:
     """Which row keeps most Vendi in a space at the same reward, and the interval of its lead over
     early stopping, in shares of the base's Vendi."""
     stopped = lines[STOPPED].cells[space]
-    there = [line for line in _competing(lines) if line.cells[THERE][0] == line.seeds]
     where = f"At the same reward, {SHARE:.0%} of that gain, in the {_name(space)} space:"
-    if not there or not stopped:
+    best = _best(lines, space)
+    if best is None or not stopped:
         return f"{where} no method gets there in all seeds, so none can be compared.", None
-    best = max(there, key=lambda line: float(np.mean(line.cells[space])))
     lead = float(np.mean(best.cells[space]) - np.mean(stopped))
     between = interval(best.cells[space], stopped)
     told = f"; {LEVEL:.0%} interval {between[0]:+.0%} to {between[1]:+.0%}" if between else ""
     own = ""
     if _name(space) in results.trained_on[best.name]:
         own = ", which was trained on that space"
-        others = [o for o in there if _name(space) not in results.trained_on[o.name]]
-        if others:
-            next_best = max(others, key=lambda line: float(np.mean(line.cells[space])))
+        others = {
+            n: o for n, o in lines.items() if _name(space) not in results.trained_on.get(n, ())
+        }
+        if next_best := _best(others, space):
             kept = _percent(next_best.cells[space])
             own += f" (of those that were not, {next_best.label} keeps most, {kept}),"
     text = (
@@ -69,7 +69,7 @@ def _kept(results: Results, lines: dict[str, Line], space: str) -> tuple[str, In
 
 
 def _sure(
-    results: Results, lines: dict[str, Line], kept: Sequence[tuple[str, Interval | None]]
+    results: Results, lines: Mapping[str, Line], kept: Sequence[tuple[str, Interval | None]]
 ) -> str:
     """How far the leads can be trusted."""
     rows = _competing(lines)
@@ -96,7 +96,25 @@ def _sure(
     return sure + missing
 
 
-def _competing(lines: dict[str, Line]) -> list[Line]:
+def named(results: Results) -> str | None:
+    """The row that `in_short` names first; None where none can be compared."""
+    lines = {line.name: line for line in matched(results, SHARE)}
+    best = _best(lines, _spaces(results)[0])
+    return None if best is None else best.name
+
+
+def _best(lines: Mapping[str, Line], space: str) -> Line | None:
+    """The method that keeps most Vendi in a space, of those that get there in every seed."""
+    there = [line for line in _competing(lines) if line.cells[THERE][0] == line.seeds]
+    return max(there, key=lambda line: float(np.mean(line.cells[space])), default=None)
+
+
+def _spaces(results: Results) -> list[str]:
+    """Columns of Vendi that are told of."""
+    return [f"vendi/{name}" for name in results.others] or results.vendi[:1]
+
+
+def _competing(lines: Mapping[str, Line]) -> list[Line]:
     return [line for line in lines.values() if line.kind in ("baseline", "paper", "ours")]
 
 

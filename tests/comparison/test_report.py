@@ -356,6 +356,17 @@ def test_in_short_tells_where_no_method_gets_there_or_none_keeps_more(plan):
     assert "lies above 0 in 0 of 2 spaces" in told[3]
 
 
+def test_pictures_are_of_base_reference_and_the_row_that_the_verdict_names(plan):
+    read = results.read(plan)
+    assert verdict.named(read) == "ours"
+    shown = figures.samples(read)
+    assert [text for text, _ in shown] == ["a red circle", "a blue square"]
+    assert [label for label, _ in shown[0][1]] == ["base model", "Flow-GRPO", "marginal"]
+    less = {n: runs for n, runs in read.runs.items() if n != "ours"}
+    [_, (_, sets)] = figures.samples(replace(read, runs=less))
+    assert [label for label, _ in sets] == ["base model", "Flow-GRPO", "PEC"]
+
+
 def test_the_interval_of_a_difference_is_welchs():
     from scipy.stats import t
 
