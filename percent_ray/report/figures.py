@@ -39,12 +39,12 @@ def figure_2(rows: Sequence[Row], rewards: Sequence[str] = ()) -> Chart | None:
     """Policy entropy is constant while the variance falls in every space; `rewards` are the spaces
     of the reward's own scorers."""
     measured: list[Line] = []
+    planned: list[Line | None] = []
     for row in rows:
         own = "measured" if len(rows) == 1 else row.label
-        planned = "schedule" if len(rows) == 1 else f"{row.label}, schedule"
         measured += row.lines(metrics.POLICY_ENTROPY, own)
-        dashed = row.line(metrics.SCHEDULE_ENTROPY, planned, look=SCHEDULE)
-        measured += [dashed] if dashed else []
+        planned.append(row.line(metrics.SCHEDULE_ENTROPY, f"{row.label}, schedule", look=SCHEDULE))
+    measured += _schedules([line for line in planned if line])
     panels = [Panel("policy entropy (nats a dimension)", measured, least_height=NATS)]
     panels += _variances(rows, _spaces(rows, VARIANCE), rewards)
     words = (
@@ -97,9 +97,9 @@ def figure_5(rows: Sequence[Row]) -> Chart | None:
                 lines.append(Line(label, found.x, found.y, low, high, look=fit, in_key=False))
         panels.append(Panel(f"reward over exp(H), {space} space", lines, xlabel="exp(H_perc)"))
     words = (
-        "What to look for: points of one training on a line mean that reward was paid for with "
-        "perceptual entropy at a fixed price a. Each point is a probe, the line is the fit, its "
-        "shade 95 % of where the mean lies. Where the interval of a holds 0, there is no law here."
+        "What to look for: points of one training on one line mean that reward and perceptual "
+        "entropy change together at a fixed rate a, as the paper found. Each point is a probe, the "
+        "line is the fit, the shade its 95 % interval. Where that of a holds 0, no law is told."
     )
     return _chart(FIGURE_5, words, panels)
 
@@ -210,6 +210,13 @@ def learning(rows: Sequence[Row]) -> Chart | None:
         "below 0 mean steps that are too large or groups that are too few."
     )
     return _chart(LEARNING, words, panels)
+
+
+def _schedules(lines: Sequence[Line]) -> list[Line]:
+    """One for all where they are the same constant."""
+    if len({float(line.y[0]) for line in lines}) > 1:
+        return [*lines]
+    return [replace(max(lines, key=lambda line: len(line.x)), label="schedule")] if lines else []
 
 
 def _chosen(

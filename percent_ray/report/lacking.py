@@ -61,28 +61,29 @@ WANTED: Mapping[str, tuple[str, Callable[[Run], str]]] = {
 
 
 def lacking(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
-    """A line for each run and each of `wanted` that it has not measured."""
-    lines: list[str] = []
-    for run in runs:
-        names = {name for measured in run.steps.values() for name in measured}
-        for metric in wanted:
-            both = (metric,) if metric.startswith(PROBE) else (metric, PROBE + metric)
+    """What runs have not measured of `wanted`: a line for each thing and each way to come by it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for metric in wanted:
+        what, how = WANTED[metric]
+        both = (metric,) if metric.startswith(PROBE) else (metric, PROBE + metric)
+        for run in runs:
+            names = {name for measured in run.steps.values() for name in measured}
             if not any(name.startswith(both) for name in names):
-                what, how = WANTED[metric]
-                lines.append(f"{run.label} has no {what}: {how(run)}.")
-    return lines
+                found.setdefault((what, how(run)), []).append(run.label)
+    return [f"{', '.join(labels)}: no {what}; {how}." for (what, how), labels in found.items()]
 
 
 def reward_space(runs: Sequence[Run]) -> list[str]:
-    """A line for each run whose reward's own features are not watched; a scorer that only scores
-    has none."""
-    lines: list[str] = []
+    """A line for runs that do not watch their reward's own features; a scorer that only scores has
+    none."""
+    found: dict[str, list[str]] = {}
     for run in runs:
-        watched = {n for m in run.steps.values() for n in m if VARIANCE in n}
+        watched = {name for m in run.steps.values() for name in m if VARIANCE in name}
         unseen = [r for r in run.reward if not any(n.endswith(VARIANCE + r) for n in watched)]
         if unseen and len(unseen) == len(run.reward):
-            lines.append(
-                f"{run.label} has no variance in its reward's own space ({', '.join(unseen)}): add "
-                f"it to monitor.spaces, if that scorer has an image encoder."
-            )
-    return lines
+            found.setdefault(", ".join(unseen), []).append(run.label)
+    return [
+        f"{', '.join(labels)}: no variance in the reward's own space; add {reward} to "
+        "monitor.spaces, if it has an image encoder."
+        for reward, labels in found.items()
+    ]

@@ -10,7 +10,7 @@ from percent_ray.report.runs import Run
 
 
 def summary(runs: Sequence[Run]) -> list[str]:
-    """A sentence or two for each run, and one for each space in which runs compare."""
+    """A sentence for each run, and one of where runs compare."""
     return [*(line for run in runs for line in _of(run)), *_compared(runs)]
 
 
@@ -32,12 +32,12 @@ def _of(run: Run) -> Iterator[str]:
                 f"{after[name]:.1f} of {images} pictures of a prompt count as different in the "
                 f"{space} space (Vendi), {before[name]:.1f} did: {after[name] / before[name]:.0%}"
             )
-    yield f"{run.label}: {'; '.join(parts)}."
     if after.get(SHARED, 0.0) > 0.5:
-        yield (
-            f"{run.label}: {after[SHARED]:.0%} of what changed in its pictures is one and the same "
-            "change in all of them: look whether they drift to one look."
+        parts.append(
+            f"{after[SHARED]:.0%} of what changed is one and the same change in all pictures, so "
+            "look whether they drift to one look"
         )
+    yield f"{run.label}: {'; '.join(parts)}."
 
 
 def _compared(runs: Sequence[Run]) -> Iterator[str]:
@@ -47,6 +47,7 @@ def _compared(runs: Sequence[Run]) -> Iterator[str]:
         return
     rewards = {run.label: curve(run.probes, REWARD)[1] for run in whole}
     level = min(float(values.max()) for values in rewards.values())
+    told: list[str] = []
     for space in (s for s in whole[0].vendi if all(s in run.vendi for run in whole)):
         kept: dict[str, float] = {}
         for run in whole:
@@ -55,13 +56,15 @@ def _compared(runs: Sequence[Run]) -> Iterator[str]:
                 value = at_reward(rewards[run.label], values, level)
                 kept |= {run.label: value} if value is not None else {}
         if len(kept) == len(whole):
-            told = ", ".join(f"{label} {value:.1f}" for label, value in kept.items())
+            numbers = ", ".join(f"{label} {value:.1f}" for label, value in kept.items())
             most = max(kept, key=lambda label: kept[label])
-            yield (
-                f"At the same reward, {level:.4g}, where each run first gets there, different "
-                f"pictures of a prompt in the {space} space are: {told}. {most} has kept most; "
-                "one run each, so another seed may turn it round."
-            )
+            told.append(f"{numbers} in the {space} space ({most} most)")
+    if told:
+        yield (
+            f"At the same reward, {level:.4g}, where each run first gets there, so many pictures "
+            f"of a prompt count as different: {'; '.join(told)}. One run each: another seed may turn "
+            "it round."
+        )
 
 
 def signals(run: Run) -> list[str]:

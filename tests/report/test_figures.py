@@ -29,6 +29,8 @@ def test_figure_2_of_one_run_has_its_spaces_in_one_panel_as_shares_of_the_first(
 
 def test_figure_2_of_two_runs_has_a_panel_for_each_space(rows):
     found = panels(figures.figure_2(rows))
+    entropy = found["policy entropy (nats a dimension)"]
+    assert [label for label in entropy if "schedule" in label] == ["schedule"]
     assert [*found][1:] == [
         f"variance of {name}, share of the first"
         for name in ("VAE latents", "pixels", "eyes", "pickscore")

@@ -1,3 +1,4 @@
+import json
 import re
 import runpy
 import sys
@@ -6,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from percent_ray.report import page, pictures
+from percent_ray.report import figures, page, pictures
+from percent_ray.report.lacking import lacking
 from percent_ray.report.runs import read_all
 from tests.browser import WIDTHS, assert_readable, opened
 from tests.report import fabricated
 
 ROOT = Path(__file__).parents[2]
-TITLES = ("Diversity", "Figure 2", "Figure 4", "Figure 5", "Figure 6", "Figure 7", "Figure S4")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_the_words_say_what_was_kept_and_who_kept_more_at_the_same_reward(home):
         "3.0 of 24 pictures of a prompt count as different in the eyes space (Vendi), 9.0 did: 33%"
         in text
     )
-    assert "are: plain 3.0, shaped 8.5. shaped has kept most" in text
+    assert "count as different: plain 3.0, shaped 8.5 in the eyes space (shaped most)." in text
 
 
 def test_a_page_of_large_pictures_is_the_same_page(browser, home):
@@ -85,10 +86,10 @@ def test_a_page_of_large_pictures_is_the_same_page(browser, home):
 def test_what_a_run_lacks_is_told_with_the_key_that_gives_it(browser, home):
     path, lines = write(home, "bare")
     assert [line for line in lines if line.startswith("not drawn")] == [
-        "not drawn: Diversity at the same reward. bare has no reward on probes: set "
-        "monitor.probe_every (every 20 steps, say). bare has no Vendi on probes: set "
+        "not drawn: Diversity at the same reward. bare: no reward on probes; set "
+        "monitor.probe_every (every 20 steps, say). bare: no Vendi on probes; set "
         "monitor.probe_every (every 20 steps, say).",
-        "not drawn: Figure 5: the law R = -a exp(H) + b. bare has no perceptual entropy on probes: "
+        "not drawn: Figure 5: the law R = -a exp(H) + b. bare: no perceptual entropy on probes; "
         "set monitor.probe_every (every 20 steps, say).",
         lines[-2],
     ]
@@ -99,6 +100,31 @@ def test_what_a_run_lacks_is_told_with_the_key_that_gives_it(browser, home):
         text = shown.locator("body").inner_text()
         assert "bare has no pictures of probes: set monitor.probe_every" in text
         assert_readable(shown)
+
+
+def test_the_key_that_gives_a_figure_is_that_of_the_run(tmp_path):
+    """A run without diversity, and one of the forward process, as far as their first steps."""
+    unwatched = fabricated.run(tmp_path, "unwatched", monitor={"spaces": []})
+    forward = fabricated.run(tmp_path, "forward", learner={"process": "forward"})
+    for path, gone in ((unwatched, ("vendi", "variance")), (forward, ("entropy/",))):
+        file = path / "metrics.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines:
+            kept = {k: v for k, v in line["metrics"].items() if not any(g in k for g in gone)}
+            line["metrics"] = kept
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    wanted = ["diversity/vendi_", "entropy/policy", "entropy/perceptual_", "advantage/p_max"]
+    assert lacking(read_all([str(unwatched), str(forward)]), wanted) == [
+        "unwatched: no Vendi; set monitor.spaces, e.g. [dino, clip].",
+        *(
+            f"forward: no {what} entropy; the forward process has no transitions; set "
+            "learner.process reverse to have it."
+            for what in ("policy", "perceptual")
+        ),
+    ]
+    shown = {figure.title: figure for figure in page.draw(read_all([str(forward)]))}
+    assert shown[figures.FIGURE_S4].chart is None
+    assert shown[figures.FIGURE_7].chart is not None
 
 
 def test_films_have_the_first_step_and_the_last(home):
