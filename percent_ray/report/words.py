@@ -62,8 +62,8 @@ def _compared(runs: Sequence[Run]) -> Iterator[str]:
     if told:
         yield (
             f"At the same reward, {level:.4g}, where each run first gets there, so many pictures "
-            f"of a prompt count as different: {'; '.join(told)}. One run each: another seed may turn "
-            "it round."
+            f"of a prompt count as different: {'; '.join(told)}. One run each: another seed may "
+            "turn it round."
         )
 
 

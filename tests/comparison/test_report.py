@@ -356,6 +356,15 @@ def test_in_short_tells_where_no_method_gets_there_or_none_keeps_more(plan):
     assert "lies above 0 in 0 of 2 spaces" in told[3]
 
 
+def test_in_short_leaves_out_a_method_with_a_seed_that_does_not_get_there(plan):
+    read = results.read(plan)
+    first, second = read.runs["ours"]
+    late = replace(second, evaluations={v: n for v, n in second.evaluations.items() if v <= 10})
+    changed = replace(read, runs={**read.runs, "ours": [first, late]})
+    assert verdict.named(changed) == "pec"
+    assert "1 of 2 methods do not get to that reward in every seed" in verdict.in_short(changed)[3]
+
+
 def test_pictures_are_of_base_reference_and_the_row_that_the_verdict_names(plan):
     read = results.read(plan)
     assert verdict.named(read) == "ours"
