@@ -8,6 +8,9 @@ from percent_ray.monitor import readout
 from percent_ray.report.rows import curve
 from percent_ray.report.runs import Run
 
+ALIKE = 0.02
+"""Runs whose Vendi differs by less than this share of it are not ranked."""
+
 
 def summary(runs: Sequence[Run]) -> list[str]:
     """A sentence for each run, and one of where runs compare."""
@@ -58,7 +61,9 @@ def _compared(runs: Sequence[Run]) -> Iterator[str]:
         if len(kept) == len(whole):
             numbers = ", ".join(f"{label} {value:.1f}" for label, value in kept.items())
             most = max(kept, key=lambda label: kept[label])
-            told.append(f"{numbers} in the {space} space ({most} most)")
+            apart = max(kept.values()) - min(kept.values()) > ALIKE * max(kept.values())
+            verdict = f"{most} most" if apart else "alike"
+            told.append(f"{numbers} in the {space} space ({verdict})")
     if told:
         yield (
             f"At the same reward, {level:.4g}, where each run first gets there, so many pictures "

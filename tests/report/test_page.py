@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from percent_ray.report import figures, page, pictures
+from percent_ray.report import figures, page, pictures, words
 from percent_ray.report.lacking import lacking
 from percent_ray.report.runs import read_all
 from tests.browser import WIDTHS, assert_readable, opened
@@ -72,6 +72,12 @@ def test_the_words_say_what_was_kept_and_who_kept_more_at_the_same_reward(home):
         in text
     )
     assert "count as different: plain 3.0, shaped 8.5 in the eyes space (shaped most)." in text
+
+
+def test_runs_that_have_kept_as_much_are_not_ranked(tmp_path):
+    paths = [fabricated.run(tmp_path, n, lost=lost) for n, lost in (("a", 3.0), ("b", 3.1))]
+    told = words.summary(read_all([str(path) for path in paths]))[-1]
+    assert "a 6.0, b 5.9 in the eyes space (alike)" in told
 
 
 def test_a_page_of_large_pictures_is_the_same_page(browser, home):
