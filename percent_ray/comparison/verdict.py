@@ -91,7 +91,7 @@ def _sure(
         apart = sum(low > 0 for low, _ in found)
         sure = (
             f"How sure: the interval over {seeds} seeds lies above 0 in {apart} of {len(kept)} "
-            f"spaces. The best of {len(rows)} methods was picked, which flatters it a little."
+            f"spaces. The best of {len(rows) - late} methods was picked, which flatters it."
         )
     return sure + missing
 

@@ -325,7 +325,7 @@ def test_in_short_says_who_kept_what_at_which_reward_and_how_sure_that_is(plan):
     )
     assert sure == (
         "How sure: the interval over 2 seeds lies above 0 in 2 of 2 spaces. The best of 2 methods "
-        "was picked, which flatters it a little."
+        "was picked, which flatters it."
     )
 
 
