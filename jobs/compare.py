@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> None:
     arguments, overrides = parse(sys.argv[1:])
-    from percent_ray.comparison import plan, report, results, tables
+    from percent_ray.comparison import plan, report, results, tables, verdict
 
     try:
         chosen = plan.load(
@@ -71,7 +71,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
-    print("\n".join(["", *numbers.verdict, "", f"report: {page}"]))
+    print("\n".join(["", *verdict.in_short(table_1), "", *verdict.verdict(table_1)]))
+    print(f"\nreport: {page}")
     if failed:
         print("\n".join(["failed:", *failed]), file=sys.stderr)
         raise SystemExit(1)

@@ -20,7 +20,7 @@ from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.metrics import PROBE, by_space
 from percent_ray.models import text
-from percent_ray.monitor import history, plots, readout
+from percent_ray.monitor import history, plots, probes, readout
 from percent_ray.monitor.movement import movement
 from percent_ray.monitor.terminal import Terminal, probe_line, summary
 from percent_ray.monitor.tracking import Status, Tracker
@@ -203,6 +203,7 @@ class Journal:
         self._tracker.metrics(version, {f"{PROBE}{name}": v for name, v in metrics.items()})
         path = self._tracker.folder / "pictures" / f"grid_{version:05d}.png"
         plots.grid(pictures, path)
+        probes.write(self._tracker.folder, version, pictures)
         self._tracker.file(path, "pictures")
         self.pictures.append(path)
 

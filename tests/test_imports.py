@@ -22,7 +22,7 @@ HEAVY = {
 ROOMS = [
     *("metrics", "pages", "shapes", "flow", "objective", "types", "recipe", "models", "scorers"),
     *("data", "learn", "monitor", "slots", "shape", "roles", "loop", "recover", "runtime", "run"),
-    *("export", "evaluation", "comparison", "preview", "study"),
+    *("export", "evaluation", "report", "comparison", "preview", "study"),
 ]
 """Folders and files of the package, the lowest first."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from percent_ray.monitor import probes
 from percent_ray.monitor.terminal import Terminal
 from percent_ray.recipe import load as recipes
 from percent_ray.run import Journal, _cut
@@ -103,3 +104,11 @@ def test_a_run_says_how_many_prompts_its_tokenizers_cut():
     assert _cut(recipe, [short]) == []
     said = "of the model cuts 1 of 2 prompts at 12 tokens"
     assert _cut(recipe, [short, long]) == [f"tokenizer {said}", f"tokenizer_2 {said}"]
+
+
+def test_a_probe_keeps_its_pictures_as_they_are(tmp_path):
+    probe(tmp_path, 0, PICTURES)
+    probe(tmp_path, 10, PICTURES + np.uint8(51))
+    first, second = (probes.read(path) for path in probes.files(tmp_path).values())
+    assert (first.step, second.step, first.prompts) == (0, 10, ("0", "1"))
+    np.testing.assert_array_equal(second.images - first.images, 51)

@@ -1,20 +1,20 @@
 """The report of a comparison: one self-contained HTML page, the same numbers as CSV and JSON, the
 figures as PNG, and a copy of all of it in MLflow."""
 
-import base64
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from percent_ray.comparison import figures
 from percent_ray.comparison.results import Results
-from percent_ray.comparison.tables import GAIN, SPENT, STOPPED, THERE, Line, Tables, spread
+from percent_ray.comparison.tables import GAIN, SPENT, STOPPED, THERE, Line, Tables
+from percent_ray.comparison.verdict import in_short, spread, verdict
 from percent_ray.evaluation.aggregate import mean_and_std
 from percent_ray.monitor.tracking import Tracker
+from percent_ray.pages.page import render
 
 
 def write(results: Results, tables: Tables, command: str) -> Path:
@@ -23,49 +23,38 @@ def write(results: Results, tables: Tables, command: str) -> Path:
     `results` are those of table 1; `command` is what makes it anew.
     """
     folder = results.comparison.home
-    drawn = figures.draw(results, folder / "figures")
+    figures.save(results, figures.draw(results), folder / "figures")
     _write_csv(tables.lines, folder / "table_1.csv")
     if tables.tasks:
         _write_csv(tables.tasks, folder / "table_s1.csv")
     (folder / "results.json").write_text(json.dumps(_numbers(results, tables), indent=1))
     path = folder / "report.html"
-    path.write_text(_page(results, tables, drawn, command), encoding="utf-8")
+    path.write_text(page(results, tables, command), encoding="utf-8")
     return path
 
 
-def _page(results: Results, tables: Tables, drawn: Mapping[str, Path], command: str) -> str:
-    environment = Environment(
-        autoescape=True,
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "base64": lambda path: base64.b64encode(path.read_bytes()).decode(),
-        "best": lambda lines, column: max((line.cells[column] for line in lines), key=np.mean),
-        "mean_and_std": mean_and_std,
-        "show": _show,
-        "spread": spread,
-    }
+def page(results: Results, tables: Tables, command: str) -> str:
+    """HTML."""
     fits = {
         space: f"R² {fit.r2:.2f}, of all rows {fit.r2_all:.2f}"
         for space, fit in tables.frontiers.items()
     }
-    template = environment.get_template("page.html.jinja")
-    return template.render(
+    return render(
+        Path(__file__).parent / "page.html.jinja",
         results=results,
         tables=tables,
+        short=in_short(results),
+        verdict=verdict(results),
+        films=figures.films(results),
+        charts=figures.draw(results),
+        laws_found=figures.laws(results),
         fits=fits,
-        figures=drawn,
         command=command,
         stopped=STOPPED,
+        mean_and_std=mean_and_std,
+        spread=spread,
+        best=lambda lines, column: max((line.cells[column] for line in lines), key=np.mean),
     )
-
-
-def _show(value: float, form: str) -> str:
-    """A number by Python's format; without one it has about four digits."""
-    return f"{value:{form or ('.3f' if abs(value) < 10 else '.1f')}}"
 
 
 def track(results: Results, tables: Tables, tracking_uri: str, experiment: str) -> None:
@@ -132,7 +121,8 @@ def _numbers(results: Results, tables: Tables) -> dict[str, object]:
             ]
             for line in tables.moved
         },
-        "verdict": tables.verdict,
+        "in_short": in_short(results),
+        "verdict": verdict(results),
         "selection": results.selection,
         "curves": {
             name: {run.seed: dict(sorted(run.evaluations.items())) for run in runs}

@@ -13,6 +13,7 @@ from percent_ray.evaluation.quality import CENTRED, SPACES
 from percent_ray.metrics import IMAGES_PER_S, STEP_S
 from percent_ray.monitor import history
 from percent_ray.recipe.tree import Recipe
+from percent_ray.report.rows import Curve
 
 RESULT = "evaluation.json"
 """In a finished run's folder: the protocol, and the metrics of its checkpoints by version. That of
@@ -22,9 +23,6 @@ PICTURES = "pictures.npz"
 
 MEASURED = [2, *SPACES]
 """What a result says that it has measured: raise the number where a measure changes its meaning."""
-
-Curve = tuple[np.ndarray, np.ndarray]
-"""Values [n] over versions, steps or rewards [n]: (x, y)."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,6 @@ class Run:
     def pictures(self) -> np.ndarray:
         """Of the last checkpoint, uint8 [P, K, 3, H, W]."""
         return _pictures(self.folder)
-
-    def curve(self, name: str) -> Curve:
-        """A metric of the metrics file over the steps that have it."""
-        values = {step: m[name] for step, m in self.steps.items() if name in m}
-        return np.array([*values]), np.array([*values.values()])
 
 
 @dataclass(frozen=True)

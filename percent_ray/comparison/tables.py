@@ -8,7 +8,6 @@ import numpy as np
 from percent_ray.comparison.plan import BASE
 from percent_ray.comparison.results import Curve, Results, Run
 from percent_ray.evaluation import aggregate
-from percent_ray.evaluation.aggregate import mean_and_std
 from percent_ray.monitor.movement import movement
 
 SHARES = (0.5, 0.9)
@@ -196,39 +195,6 @@ def frontier(results: Results, space: str) -> Frontier:
     return Frontier(r2, fit(every)[1], above)
 
 
-def verdict(results: Results, share: float = 0.9, keep: float = 0.8) -> list[str]:
-    """For every method of ours and every space that it was not trained on: what it keeps at `share`
-    of the reference's gain, and whether its seeds lie above those of early stopping."""
-    *rows, stopping, _ = matched(results, share)
-    lines: list[str] = []
-    for row in (row for row in rows if row.kind == "ours"):
-        reached = row.cells[THERE][0]
-        if row.seeds < 2:
-            lines.append(f"{row.label}: one seed, which has no spread; no verdict")
-        elif reached < row.seeds:
-            there = f"{reached} of {row.seeds} seeds reach {share:.0%} of the gain"
-            lines.append(f"{row.label}: {there}; no verdict")
-        else:
-            for space in results.vendi:
-                name = space.removeprefix("vendi/")
-                if name in results.trained_on[row.name]:
-                    continue
-                left, stopped = row.cells[space], stopping.cells[space]
-                above = "above" if stopped and min(left) > max(stopped) else "not above"
-                mean, _ = mean_and_std(left)
-                lines.append(
-                    f"{row.label}, {name} space: keeps {mean:.0%} of the base's Vendi "
-                    f"({'yes' if mean >= keep else 'no'}, asked {keep:.0%}); seeds {spread(left)} "
-                    f"against early stopping's {spread(stopped)}: {above} it"
-                )
-    return lines
-
-
-def spread(values: Sequence[float]) -> str:
-    """Least to largest, in percent."""
-    return f"{min(values):.0%} to {max(values):.0%}" if values else "none"
-
-
 @dataclass(frozen=True)
 class Tables:
     """Everything that a report says in numbers."""
@@ -245,7 +211,6 @@ class Tables:
     """The same as a table."""
     moved: Sequence[Line]
     """`Movement` from the base model's pictures to the last checkpoint's of the same noise."""
-    verdict: Sequence[str]
 
 
 def tabulate(results: Results, geneval: Results) -> Tables:
@@ -264,5 +229,4 @@ def tabulate(results: Results, geneval: Results) -> Tables:
         frontiers=frontiers,
         above=[_line(results, row, cells) for row, cells in above.items()],
         moved=moved,
-        verdict=verdict(results),
     )

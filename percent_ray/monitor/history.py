@@ -8,7 +8,7 @@ has its own; a resumed run repeats steps that its checkpoint lacked): the later 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 FILE = "metrics.jsonl"
@@ -40,11 +40,25 @@ class History:
 def read(path: Path) -> dict[int, dict[str, float]]:
     """Metrics by step, in order of steps; torn lines are passed over."""
     steps: dict[int, dict[str, float]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        values = {k: math.nan if v is None else v for k, v in line["metrics"].items()}
-        steps.setdefault(line["step"], {}).update(values)
+    for line in _lines(path):
+        if line is not None:
+            steps.setdefault(line[0], {}).update(line[1])
     return dict(sorted(steps.items()))
+
+
+def damaged(path: Path) -> list[int]:
+    """Numbers, from 1, of the lines that `read` passes over."""
+    return [number for number, line in enumerate(_lines(path), start=1) if line is None]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, float]] | None]:
+    """(step, metrics) of each line; None of one that is torn."""
+    # Not splitlines(), which also parts at U+2028 and the like.
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for line in text.split("\n")[: -1 if text.endswith("\n") or not text else None]:
+        try:
+            found = json.loads(line)
+            step, metrics = int(found["step"]), dict(found["metrics"])
+            yield step, {k: math.nan if v is None else float(v) for k, v in metrics.items()}
+        except (ValueError, TypeError, KeyError):
+            yield None

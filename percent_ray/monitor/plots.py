@@ -169,18 +169,22 @@ def _lines(
 
 
 POLICY_PANEL = "policy entropy (nats a dimension)"
-PANELS: Mapping[str, Choose] = {
-    "reward": _only(REWARD),
-    "Vendi in the group": lambda metrics: by_space(metrics, VENDI),
+SIGNAL_PANELS: Mapping[str, Choose] = {
     "change of the pictures that all share": _only(SHARED),
-    POLICY_PANEL: _named("measured", POLICY_ENTROPY),
-    "perceptual entropy (nats)": lambda metrics: by_space(metrics, PERCEPTUAL_ENTROPY),
     "clipped ratios": _only("ratio/clip_low", "ratio/clip_high"),
     "signal, share of a step's gradient": _signal_share,
     "cosine of updates": lambda metrics: {
         **_named("with the last one", COSINE)(metrics),
         **_named("with downhill on fresh images", DESCENT)(metrics),
     },
+}
+"""Whether steps were signal or noise: title and lines."""
+PANELS: Mapping[str, Choose] = {
+    "reward": _only(REWARD),
+    "Vendi in the group": lambda metrics: by_space(metrics, VENDI),
+    POLICY_PANEL: _named("measured", POLICY_ENTROPY),
+    "perceptual entropy (nats)": lambda metrics: by_space(metrics, PERCEPTUAL_ENTROPY),
+    **SIGNAL_PANELS,
 }
 """Of `curves`: title and lines."""
 

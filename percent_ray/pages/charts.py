@@ -144,8 +144,22 @@ def numbers(panel: Panel) -> Numbers:
             for line in panel.lines
             for x, y in zip(line.x, line.y, strict=True)
         ]
-    kept = sorted({round(i) for i in np.linspace(0, len(rows) - 1, min(ROWS, len(rows)))})
-    return Numbers(head, [rows[i] for i in kept], len(rows))
+    return Numbers(head, [rows[i] for i in _chosen(rows)], len(rows))
+
+
+def _chosen(rows: Sequence[Sequence[str | float | None]]) -> list[int]:
+    """At most `ROWS` of a table's rows: both ends, then those in which the columns with the fewest
+    numbers have one, so that the probes of a long run are not lost among its steps."""
+    kept = {0, len(rows) - 1} if rows else set()
+    columns = [
+        [i for i, row in enumerate(rows) if row[c] is not None]
+        for c in range(len(rows[0]) if rows else 0)
+    ]
+    for filled in sorted(columns, key=len):
+        left = [i for i in filled if i not in kept]
+        room = min(ROWS - len(kept), len(left))
+        kept |= {left[round(i)] for i in np.linspace(0, len(left) - 1, room)}
+    return sorted(kept)
 
 
 def _svg(sheet: "Figure") -> bytes:

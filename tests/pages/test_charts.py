@@ -98,3 +98,11 @@ def test_a_png_has_every_panel_and_the_colours_of_its_lines(tmp_path):
 
 def test_a_swatch_is_of_its_look():
     assert b"#d55e00" in charts.swatch(Look("#d55e00"))
+
+
+def test_the_probes_of_a_long_run_are_not_lost_among_its_steps():
+    steps, probes = np.arange(1000), np.arange(0, 1001, 50)
+    lines = [line("as trained", steps, steps), line("probes", probes, probes)]
+    table = charts.numbers(Panel("reward", lines))
+    assert len(table.rows) <= charts.ROWS
+    assert [row[0] for row in table.rows if row[2] is not None] == [*probes]

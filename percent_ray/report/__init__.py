@@ -1,0 +1,1 @@
+"""One page of the paper's figures, as far as any runs have measured them."""
