@@ -77,6 +77,7 @@ class PipelineSource:
         self._row = row
         self._kind = _class(folder, index)
         self._call = _arguments(row, self._kind)
+        self._asked = (self._call["height"], self._call["width"]) if row.resolution else None
         self._absent = _absent(self._kind, index, row)
         self._pipe = _load(row, folder, self._kind, index, self._absent).to(device)
         self._pipe.set_progress_bar_config(disable=True)
@@ -99,6 +100,12 @@ class PipelineSource:
             pixels = made.images.float().cpu()
             if bad := int((~pixels.flatten(1).isfinite().all(1)).sum()):
                 raise ValueError(f"{bad} of {len(chosen)} pictures are not finite; set dtype")
+            if self._asked and tuple(pixels.shape[-2:]) != self._asked:
+                asked, drawn = (f"{h} x {w}" for h, w in (self._asked, pixels.shape[-2:]))
+                raise ValueError(
+                    f"resolution {asked}: {self._kind.__name__} draws {drawn} whatever is asked, "
+                    "or asks for other multiples; set what it draws, or leave it out"
+                )
             if black := sum(getattr(made, "nsfw_content_detected", None) or []):
                 raise ValueError(f"the safety checker blacked out {black} of {len(chosen)}")
             parts.append((255 * pixels.clamp(0, 1)).round().to(torch.uint8))

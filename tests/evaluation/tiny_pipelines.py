@@ -1,4 +1,4 @@
-"""Tiny random pipelines of the families that an evaluation is asked about, as diffusers has them."""
+"""Tiny random pipelines of the families that an evaluation is asked about."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -231,7 +231,8 @@ def hidream(folder: Path) -> Built:
         ),
     )
     parts = {"text_encoder_4": str(llama), "tokenizer_4": str(llama)}
-    return pipe, {"resolution": 16, "components": parts, "arguments": {"max_sequence_length": 16}}
+    # It draws pictures of one area, whatever is asked.
+    return pipe, {"steps": 1, "components": parts, "arguments": {"max_sequence_length": 16}}
 
 
 def qwen(folder: Path) -> Built:
@@ -279,7 +280,7 @@ def qwen(folder: Path) -> Built:
             axes_dims_rope=(8, 4, 4),
         ),
     )
-    return pipe, {"resolution": 32, "guidance": 3.0, "arguments": {"max_sequence_length": 16}}
+    return pipe, {"resolution": 32, "guidance": 3.0, "arguments": {"max_sequence_length": 512}}
 
 
 def vae(**fields: Any) -> Any:
@@ -335,7 +336,7 @@ def letters_tokenizer() -> Any:
         pad_token="<pad>",
         unk_token="<unk>",
         eos_token="</s>",
-        model_max_length=512,
+        model_max_length=2048,
     )
 
 
