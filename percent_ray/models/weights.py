@@ -77,7 +77,7 @@ def check(folder: Path, kind: type) -> str | None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise Refused(_quantized(str(method or quantization)))
     names = sorted(file.name for file in folder.iterdir())
-    pickles = [name for name in names if name.endswith(".bin")]
+    pickles = [n for n in names if n.endswith(".bin") and not n.startswith("open_clip_")]
     if pickles and not any(map(_FILE.fullmatch, names)):
         raise Refused(_convert(folder, pickles[0], kind))
     chosen = variant(names)

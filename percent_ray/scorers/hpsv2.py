@@ -5,7 +5,6 @@ into transformers' CLIPModel. v2.0 has the same names and shapes and other numbe
 not be renamed to v2.1's.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from percent_ray.models import pretrained
-from percent_ray.scorers import state_file
+from percent_ray.scorers import open_clip_folder, state_file
 from percent_ray.scorers.base import Report
 from percent_ray.scorers.clip import features, text_features
 from percent_ray.types import Prompt
@@ -52,27 +51,6 @@ FEATURES: int = 1024
 MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
-_NAMES: Final = (
-    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
-    ("vision_model.embeddings.patch_embedding", "visual.conv1"),
-    ("vision_model.embeddings.", "visual."),
-    ("vision_model.pre_layrnorm", "visual.ln_pre"),
-    ("vision_model.post_layernorm", "visual.ln_post"),
-    ("vision_model.", "visual."),
-    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
-    ("text_model.embeddings.", ""),
-    ("text_model.final_layer_norm", "ln_final"),
-    ("text_model.", ""),
-    ("encoder.layers.", "transformer.resblocks."),
-    (".self_attn.", ".attn."),
-    (".layer_norm", ".ln_"),
-    (".mlp.fc1.", ".mlp.c_fc."),
-    (".mlp.fc2.", ".mlp.c_proj."),
-    ("visual_projection.weight", "visual.proj"),
-    ("text_projection.weight", "text_projection"),
-)
-"""transformers' names of CLIP's weights, and open_clip's."""
-
 
 def load(path: str, *, device: torch.device) -> "HPSv2":
     """The weights of `path`: the file, or a folder or hub id with HPS_v2.1_compressed.pt in it
@@ -95,25 +73,14 @@ def model(state: Mapping[str, Tensor], *, where: str) -> Any:
 
     Raises ValueError, in one line, where a weight is missing, unexpected or of another shape.
     """
-    from transformers import CLIPConfig, CLIPModel
+    from transformers import CLIPConfig
 
     config = CLIPConfig(
         text_config={**TEXT, "projection_dim": FEATURES},
         vision_config={**VISION, "projection_dim": FEATURES},
         projection_dim=FEATURES,
     )
-    return state_file.fill(lambda: CLIPModel(config), state, _source, where=where)
-
-
-def _source(name: str) -> state_file.Source:
-    """open_clip stacks query, key and value, and multiplies projections from the right."""
-    published = state_file.renamed(name, _NAMES)
-    if name.endswith("_projection.weight"):
-        return published, lambda tensor: tensor.T
-    if third := re.fullmatch(r"(.*\.attn\.)([qkv])_proj\.(weight|bias)", published):
-        number = "qkv".index(third[2])
-        return f"{third[1]}in_proj_{third[3]}", lambda tensor: tensor.tensor_split(3)[number]
-    return published, state_file.whole
+    return open_clip_folder.model(config, state, where=where)
 
 
 class HPSv2:

@@ -9,6 +9,7 @@ from pickle import UnpicklingError
 from typing import TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from percent_ray.models import hub, weights
@@ -50,9 +51,12 @@ def beside(file: Path, names: Sequence[str], *, instead: str) -> str:
 
 
 def read(file: Path, *, part: str, key: str = "") -> dict[str, Tensor]:
-    """The tensors of a file that `torch.save` wrote, or of its entry `key`, on the CPU. Nothing but
-    plain data is unpickled. Raises ValueError, in one line, for any other file."""
+    """The tensors of a safetensors file, or of one that `torch.save` wrote or its entry `key`, on
+    the CPU. Nothing but plain data is unpickled. Raises ValueError, in one line, for any other
+    file."""
     try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
         found = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:  # no fault of the file
         raise
