@@ -143,9 +143,11 @@ def _class(folder: str, index: Mapping[str, Any]) -> Any:
         raise ValueError(f"{folder} is a {name}, which needs {', '.join(needs)} installed")
     from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
-    takes = _parameters(kind)
+    takes = _parameters(kind).keys()
     drawing = kind in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.values() or "image" not in takes
-    if "prompt" not in takes or not drawing or {"num_frames", "video"} & takes.keys():
+    # Sound has no images of a prompt, solid bodies have a frame size, film has frames.
+    lacks = {"prompt", "num_images_per_prompt"} - takes
+    if lacks or not drawing or {"num_frames", "video", "frame_size"} & takes:
         raise ValueError(f"{folder} is a {name}, which does not draw images of a text")
     return kind
 
@@ -184,13 +186,21 @@ def _arguments(row: PipelineRow, kind: type) -> dict[str, Any]:
 
 def _absent(kind: Any, index: Mapping[str, Any], row: PipelineRow) -> list[str]:
     """Text encoders and tokenizers that a class knows and a folder has not: SD3 draws without
-    T5. Whatever else is not there, diffusers refuses."""
+    T5. Whatever else is not there, diffusers refuses; HiDream's Llama alone it asks for when it
+    draws."""
     there = {name for name, entry in index.items() if entry != [None, None]} | {*row.components}
-    return [
+    known = inspect.signature(kind.__init__).parameters
+    absent = [
         name
-        for name in inspect.signature(kind.__init__).parameters
+        for name in known
         if name.startswith(("text_encoder", "tokenizer")) and name not in there
     ]
+    if lost := [name for name in absent if name.endswith("_4")]:
+        asked = ", ".join(f"{name}: FOLDER" for name in lost)
+        raise ValueError(
+            f"{row.pipeline} has no {' and no '.join(lost)}; set components: {{{asked}}}"
+        )
+    return absent
 
 
 def _load(

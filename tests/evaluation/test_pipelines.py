@@ -78,9 +78,11 @@ def test_pictures_are_diffusers_own_whatever_the_batches(built, family):
     assert pictures.float().std() > 5, "not grey"
     assert not torch.equal(pictures[0], pictures[1])
     # A matrix product of other sizes may round the last bit otherwise.
-    one_by_one = drawn(source(fields, batch_size=1), images=1)
-    assert furthest(one_by_one, pictures[:1]) <= 1
+    one_by_one = source(fields, batch_size=1)
+    assert furthest(drawn(one_by_one, images=2), pictures[:2]) <= 1
+    assert torch.equal(drawn(one_by_one, images=1), drawn(one_by_one, images=2)[:1])
     assert "weights in float32, none missing" in ours.describe()
+    assert f"num_inference_steps {fields['steps']}" in ours.describe()
     assert furthest(drawn(ours, images=1, seed=8), pictures[:1]) > 1
 
 
@@ -105,9 +107,12 @@ def test_a_lora_is_on_every_layer_that_it_is_for_and_its_scale_counts(built, tmp
     half = tmp_path / "half.safetensors"
     tensors = load_file(next(lora.glob("*.safetensors")))
     save_file({name.replace("to_q", "to_none"): t for name, t in tensors.items()}, half)
-    with pytest.raises(ValueError, match=r"lora: .*half") as caught:
-        source(fields, lora=str(half))
-    assert "\n" not in str(caught.value)
+    other = tmp_path / "other.safetensors"
+    save_file({name.replace("to_", "from_"): tensor for name, tensor in tensors.items()}, other)
+    for file in (half, other):
+        with pytest.raises(ValueError, match=f"lora: .*{file.stem}") as caught:
+            source(fields, lora=str(file))
+        assert "\n" not in str(caught.value)
 
 
 def test_steps_guidance_resolution_dtype_and_arguments_each_count(built):
@@ -131,6 +136,14 @@ def test_true_guidance_has_its_name_and_is_not_off_without_a_word(built):
     assert "true_cfg_scale 3.0" in said
     assert "negative_prompt" in said
     assert furthest(drawn(source(fields), 1), drawn(source(fields, guidance=1.0), 1)) > 0
+
+
+def test_hidream_without_its_llama_says_what_to_set(built):
+    _, fields = built("HiDream")
+    with pytest.raises(
+        ValueError, match=r"has no text_encoder_4 and no tokenizer_4; set components"
+    ):
+        source(fields, components={})
 
 
 def test_a_size_that_a_class_does_not_draw_is_refused(built):
@@ -170,7 +183,11 @@ def copy(fields: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["StableDiffusion3Img2ImgPipeline", "StableVideoDiffusionPipeline", "NoPipeline"]
+    "name",
+    [
+        *("StableDiffusion3Img2ImgPipeline", "StableVideoDiffusionPipeline", "NoPipeline"),
+        *("AudioLDM2Pipeline", "StableAudioPipeline", "ShapEPipeline", "WanPipeline"),
+    ],
 )
 def test_what_does_not_draw_images_of_a_text_is_refused(built, tmp_path, name):
     fields = copy(built("SD3")[1], tmp_path / "other")

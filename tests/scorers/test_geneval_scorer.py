@@ -154,6 +154,24 @@ def test_mask2former_folder_detects(mask2former, monkeypatch):
     assert [d["box"] for d in dogs] == [d["box"] for found in plain for d in found["dog"]]
 
 
+def test_pictures_are_looked_at_a_few_at_a_time(mask2former, monkeypatch):
+    """What 24 at once would take of memory; the detections are those of all at once."""
+    monkeypatch.setattr(detector, "THRESHOLD", 0.0)
+    model = detector.Mask2Former(mask2former, name_colors=lambda crops, name: [], device=CPU)
+    calls = []
+    model._model.register_forward_pre_hook(
+        lambda _, args, inputs: calls.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
+    records = [record(count=number) for number in range(6)]
+    few = model(pictures(6), records)
+    assert calls == [4, 2]
+    monkeypatch.setattr(detector, "AT_ONCE", 6)
+    once = model(pictures(6), records)
+    assert [[entry["box"] for entry in found["dog"]] for found in few] == [
+        [entry["box"] for entry in found["dog"]] for found in once
+    ]
+
+
 def test_mask2former_without_detections_scores_zero(mask2former, clip_folder, monkeypatch):
     monkeypatch.setattr(detector, "THRESHOLD", 1.1)
     scorer = geneval.load(mask2former, color_path=clip_folder, device=CPU)
