@@ -93,7 +93,7 @@ def tiny(tmp_path_factory):
 def prepared(image):
     """open_clip's own on a tensor: both sides to 16, then mean and deviation; of noise, a few
     levels of 255 from what PIL makes of it."""
-    from torchvision.transforms.functional import InterpolationMode, resize
+    from torchvision.transforms.v2.functional import InterpolationMode, resize
 
     pixels = resize(image, [16, 16], InterpolationMode.BICUBIC, antialias=True)
     picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((16, 16), Image.BICUBIC)
