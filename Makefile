@@ -21,7 +21,7 @@ train: $(STAMP)
 	$(VENV)/bin/python jobs/train_pec.py
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -22,11 +22,16 @@ driver ends the mailbox and nothing is left; then it starts another group: `perc
 
 import asyncio
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray import PlacementGroupID
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayActorError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from percent_ray.recipe.errors import first_line
@@ -36,6 +41,8 @@ from percent_ray.types import LearnerLost, ShapedBatch
 
 CLOSE_S = 30.0
 """Longest wait for ranks that are told to stop."""
+LOOK_S = 1.0
+"""Between two looks for places that a dead group still holds."""
 SAID = 200
 """Letters of an error that a line has room for."""
 
@@ -79,9 +86,7 @@ class LearnerGroup:
         given = self._mailbox.order.remote(self._number, Order(kind, batch, folder))
         self._number += 1
         answer = asyncio.ensure_future(asyncio.wrap_future(given.future()))
-        done, _ = await asyncio.wait(
-            {answer, self._fit}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
-        )
+        done = await _first({answer, self._fit}, timeout_s, starting=self._number == 1)
         if answer in done and not isinstance(answer.exception(), RayActorError):
             return answer.result()
         answer.cancel()
@@ -121,3 +126,32 @@ class LearnerGroup:
     def end(self) -> None:
         """End every process of the group at once."""
         ray.kill(self._mailbox)
+
+
+async def _first(
+    futures: set[asyncio.Future[Any]], timeout_s: float, *, starting: bool
+) -> set[asyncio.Future[Any]]:
+    """Those that are done when the first of them is, or after `timeout_s`; none of them then. While
+    a group is starting, it gets the place of one that has died."""
+    end, done = time.monotonic() + timeout_s, set()
+    while not done and (left := end - time.monotonic()) > 0:
+        if starting:
+            _free_places()
+        done, _ = await asyncio.wait(
+            futures,
+            timeout=min(left, LOOK_S) if starting else left,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+    return done
+
+
+def _free_places() -> None:
+    """Remove the placement groups of this job whose creator has died: Ray keeps them until the job
+    ends, and Ray Train's own cleaner works only where the cluster has a dashboard. The public table
+    (`ray.util.placement_group_table`) does not say who has created one."""
+    job = ray.get_runtime_context().get_job_id()
+    for entry in state._connect_and_get_accessor().get_placement_group_table():
+        found = PlacementGroupTableData.FromString(entry)
+        gone = found.state == PlacementGroupTableData.REMOVED
+        if found.creator_job_id.hex() == job and found.creator_actor_dead and not gone:
+            remove_placement_group(PlacementGroup(PlacementGroupID(found.placement_group_id)))
