@@ -32,7 +32,7 @@ class Loss(NamedTuple):
     said: str
 
 
-HANG = Loss(1, "ray::RayTrain", signal.SIGSTOP, "the learner group did not finish 'update' in 8 s")
+HANG = Loss(1, "ray::RayTrain", signal.SIGSTOP, "the learner group did not finish ")
 CONTROLLER = Loss(2, "ray::TrainController", signal.SIGKILL, "Ray Train's controller died")
 RANK = Loss(3, "ray::RayTrain", signal.SIGKILL, "learner rank ")
 MAILBOX = Loss(4, "ray::Mailbox", signal.SIGKILL, "the learner group's mailbox died")
