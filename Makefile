@@ -9,11 +9,12 @@ COMPILE := --compile-bytecode
 # Wheels of gigabytes outlast uv's default of 30 seconds on a slow line.
 export UV_HTTP_TIMEOUT ?= 600
 
-.PHONY: help train test lint
+.PHONY: help train test study lint
 
 help:
 	@echo "make train   train the embedded model with PEC: no GPU, no model hub, about five minutes"
 	@echo "make test    run the tests"
+	@echo "make study   the tests that take minutes each and that 'make test' leaves out"
 	@echo "make lint    ruff and pyright"
 	@echo "PYTHON=python3.12 make ...   choose the interpreter that .venv is made from"
 
@@ -21,7 +22,10 @@ train: $(STAMP)
 	$(VENV)/bin/python jobs/train_pec.py
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+study: $(STAMP)
+	$(VENV)/bin/python -m pytest -m study --timeout 1800
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

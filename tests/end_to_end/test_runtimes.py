@@ -203,7 +203,14 @@ def louder(step: Transition) -> Transition:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["reverse", "forward", "flux"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "reverse",
+        pytest.param("forward", marks=pytest.mark.study),
+        pytest.param("flux", marks=pytest.mark.study),
+    ],
+)
 def test_invariant_9_the_ray_runtime_gives_the_local_numbers(world, tmp_path, ray_cluster, what):
     from percent_ray.runtime.cluster import Cluster
 

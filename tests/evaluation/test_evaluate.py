@@ -94,17 +94,21 @@ def test_killed_and_gone_on_with_it_is_the_straight_one(straight, tmp_path):
     kept = sorted((folder / "rows/base/pictures").rglob("*.png"))
     assert [path.name for path in kept] == 3 * ["000.png", "001.png", "002.png"]
 
-    # Kept pictures are judged by another encoder, and none is drawn again.
-    more = ("--encoders", "clip,dino,pickscore")
-    code, out, err = run("--rows", rows, "--folder", folder, "--keep", *more)
-    assert code == 0, err
-    assert "base: policy" not in out
-    rows_now = json.loads((folder / "evaluation.json").read_text())["rows"]
-    assert "vendi/pickscore" in rows_now["pipeline"]["means"]
-
     code, _, err = run("--rows", rows, "--folder", folder, "--seed", "7")
     assert (code, err.count("\n")) == (2, 1)
     assert "seed was 2026, now 7" in err
+
+
+@pytest.mark.study
+def test_kept_pictures_are_judged_by_another_encoder_and_none_is_drawn_again(tmp_path):
+    call = ("--rows", written(tmp_path), "--folder", tmp_path / "eval", "--keep")
+    code, _, err = run(*call)
+    assert code == 0, err
+    code, out, err = run(*call, "--encoders", "clip,dino,pickscore")
+    assert code == 0, err
+    assert "base: policy" not in out
+    rows = json.loads((tmp_path / "eval" / "evaluation.json").read_text())["rows"]
+    assert "vendi/pickscore" in rows["pipeline"]["means"]
 
 
 def test_what_was_measured(straight):

@@ -57,7 +57,14 @@ def write_recipe(world: Path, runs: Path, name: str, process: str = "reverse") -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["reverse", "forward", "tiny decoder"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "reverse",
+        pytest.param("forward", marks=pytest.mark.study),
+        pytest.param("tiny decoder", marks=pytest.mark.study),
+    ],
+)
 def test_invariant_8_a_killed_and_resumed_run_equals_the_straight_run(world, tmp_path, way):
     straight = tmp_path / "straight"
     output = finish(start("--config", str(write_recipe(world, tmp_path, "straight", way))))

@@ -305,7 +305,7 @@ def test_compiled_blocks_change_no_name_and_no_number(
     torch.testing.assert_close(reference, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.timeout(1800)
 @shipped
 def test_a_compiled_bfloat16_model_learns_from_its_own_replay(kind, where):
