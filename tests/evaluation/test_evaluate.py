@@ -85,7 +85,7 @@ def test_killed_and_gone_on_with_it_is_the_straight_one(straight, tmp_path):
     process.communicate()
     before = stamps(folder)
     assert 8 <= len(before) < len(stamps(straight))
-    code, out, err = run("--rows", rows, "--folder", folder, "--keep")
+    code, _, err = run("--rows", rows, "--folder", folder, "--keep")
     assert code == 0, err
     assert {path: stamps(folder)[path] for path in before} == before
     assert (folder / "evaluation.json").read_text() == (
