@@ -92,7 +92,6 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_ray_job_submit_runs_the_job_and_reports_its_exit_code(head, tmp_path):
     def submit(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = ["python", "jobs/train_pec.py", *arguments]
