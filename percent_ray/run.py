@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from percent_ray import recover
+from percent_ray import lock, recover
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
@@ -46,16 +46,19 @@ def train(recipe: Recipe, *, resume: Path | None = None) -> Path:
     user can set right.
     """
     folder = resume or _new_folder(Path(recipe.run.folder), recipe.run.name)
-    asyncio.run(_train(recipe, folder.resolve(), resuming=resume is not None))
+    with lock.held(folder):
+        asyncio.run(_train(recipe, folder.resolve(), resuming=resume is not None))
     return folder
 
 
 async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     progress, source, run_id = Progress(), None, None
+    passed: list[str] = []
     if resuming:
-        source = checkpoint.latest(folder)
+        source, passed = checkpoint.resumable(folder)
         if source is None:
-            raise ValueError(f"{folder} has no checkpoint to resume; start a new run")
+            found = "".join(f"; {line}" for line in passed)
+            raise ValueError(f"{folder} has no whole checkpoint to resume; start a new run{found}")
         state = checkpoint.read_state(source, recipe)
         progress = Progress(state.version, state.shape_state)
         run_id = state.mlflow_run_id
@@ -78,7 +81,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     try:
         with terminal:
             roles = await _start(recipe, folder, source, prompts[0])
-            said = [*notes(recipe), *_cut(recipe, prompts)]
+            said = [*passed, *notes(recipe), *_cut(recipe, prompts)]
             terminal.say("\n".join([*roles.loaded, *said]))
             begin = _loops(
                 recipe, roles, prompts, journal, _Checkpoint(recipe, folder, roles, tracker)
