@@ -69,9 +69,7 @@ async def run(
                 ) from error
 
 
-def _last(
-    folder: Path, recipe: Recipe, say: Callable[[str], None]
-) -> tuple[Path | None, Progress]:
+def _last(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Path | None, Progress]:
     """The newest whole checkpoint and where it stands."""
     source, passed = checkpoint.resumable(folder)
     for line in passed:
