@@ -20,7 +20,18 @@ HEAVY = {
 
 
 ROOMS = [
-    *("metrics", "pages", "shapes", "flow", "objective", "types", "recipe", "models", "scorers"),
+    *(
+        "metrics",
+        "job",
+        "pages",
+        "shapes",
+        "flow",
+        "objective",
+        "types",
+        "recipe",
+        "models",
+        "scorers",
+    ),
     *("data", "learn", "monitor", "slots", "shape", "roles", "loop", "recover", "runtime", "run"),
     *("export", "evaluation", "report", "comparison", "preview", "study"),
 ]
