@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 ERRORS = "error.txt"
 """The traceback of what ended a job: in the run's folder, else in the working directory."""
+WIDEST = 500
+"""Characters of a line; the middle of a longer one is left out."""
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.EPIPE}
 """Errors of a machine, which no other setting would have avoided."""
 
@@ -114,8 +116,14 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 def _exit(code: int, lines: Sequence[str]) -> NoReturn:
     with contextlib.suppress(OSError):  # nobody may read it any more
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print("\n".join(map(_plain, lines)), file=sys.stderr, flush=True)
     raise SystemExit(code) from None
+
+
+def _plain(line: str) -> str:
+    """One line of a terminal, whatever a file's name or a value has in it."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= WIDEST else f"{line[: WIDEST // 2]} ... {line[-WIDEST // 3 :]}"
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -155,8 +155,12 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
     resume = _run_folder(flags.resume, problems) if flags.resume else None
     config = Path(flags.config) if flags.config else default
     if flags.config and not config.is_file():
-        shipped = ", ".join(sorted(p.name for p in default.parent.glob("*.yaml")))
-        problems.append(f"--config: no file {config}; {default.parent} has {shipped}")
+        shipped = [path.name for path in default.parent.glob("*.yaml")]
+        close = difflib.get_close_matches(config.name, shipped, 3, cutoff=0.5) or shipped[:3]
+        problems.append(
+            f"--config: no file {config}; {default.parent} has {len(shipped)} recipes, such as "
+            f"{', '.join(sorted(close))}"
+        )
     if problems:
         raise RecipeError(problems)
     recipe = recipes.load(resume / RECIPE_FILE if resume else config, overrides)
