@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from percent_ray import lock, recover
+from percent_ray import job, lock, recover
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
@@ -31,8 +30,6 @@ from percent_ray.recipe.process import notes
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import Prompt, Span
 
-ERRORS = "error.txt"
-"""The traceback of what ended a run, in its folder."""
 FIRST = "first_probe.npz"
 """The first probe's pictures, beside the grids: `images` uint8 [P, K, 3, h, w]."""
 TIMELINE_STEPS = 3
@@ -47,7 +44,11 @@ def train(recipe: Recipe, *, resume: Path | None = None) -> Path:
     """
     folder = resume or _new_folder(Path(recipe.run.folder), recipe.run.name)
     with lock.held(folder):
-        asyncio.run(_train(recipe, folder.resolve(), resuming=resume is not None))
+        try:
+            asyncio.run(_train(recipe, folder.resolve(), resuming=resume is not None))
+        except BaseException as error:
+            job.keep(error, folder.resolve())
+            raise
     return folder
 
 
@@ -90,11 +91,6 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
                 begin, progress, roles, recipe=recipe, folder=folder, say=terminal.say
             )
         status = "FINISHED" if progress.version == recipe.run.steps else "KILLED"
-    except Exception as error:
-        # The user gets one line; whoever has to mend it needs the rest.
-        (folder / ERRORS).write_text(traceback.format_exc())
-        error.add_note(f"see {folder / ERRORS}")
-        raise
     finally:
         if roles is not None:
             await roles.close()
