@@ -133,6 +133,22 @@ def _steps(recipe: "Recipe") -> Iterator[str]:
         key = "window_size" if recipe.sampling.window_size else "train_fraction"
         yield f"sampling.{key}: {error}"
 
+        return
+    sampling = recipe.sampling
+    if recipe.is_forward or sampling.kind != "cps":
+        return
+    window, steps = sampling.window_size, sampling.steps
+    if (sampling.window_high if window else len(recipe.trained_steps(0))) == steps:
+        asked = ["sampling.kind flow_sde"]
+        if window and sampling.window_low + window < steps:
+            asked.insert(0, f"sampling.window_high {steps - 1}")
+        elif not window and steps > 1:
+            asked.insert(0, f"sampling.train_fraction {(steps - 0.5) / steps:.4g}")
+        yield (
+            f"sampling.kind cps draws the last of {steps} steps without noise, which cannot be "
+            f"trained; set {' or '.join(asked)}"
+        )
+
 
 def _sizes(recipe: "Recipe") -> Iterator[str]:
     share = recipe.learner.updates * recipe.runtime.learner.workers * recipe.learner.micro_batch

@@ -189,12 +189,35 @@ def test_null_takes_a_scorer_out(folder):
         ("--sampling.window_size 30", "sampling.window_size: an SDE window of 30 steps does not"),
         ("--sampling.train_fraction 0.001", "sampling.train_fraction: a trained fraction of 0.001"),
         ("--scorers.pickscore.path ./x", "scorers.pickscore.path: no folder {here}/x; give a"),
+        (
+            "--sampling.kind cps --sampling.train_fraction 1",
+            "sampling.kind cps draws the last of 10 steps without noise, which cannot be trained; "
+            "set sampling.train_fraction 0.95 or sampling.kind flow_sde",
+        ),
+        (
+            "--sampling.kind cps --sampling.window_size 2 --sampling.window_high 10",
+            "sampling.kind cps draws the last of 10 steps without noise, which cannot be trained; "
+            "set sampling.window_high 9 or sampling.kind flow_sde",
+        ),
     ],
 )
 def test_one_line_says_what_to_set(folder, overrides, message):
     (found,) = problems(*overrides.split(" "))
     assert found.startswith(message.format(here=folder))
     assert "\n" not in found
+
+
+def test_cps_trains_every_step_that_has_noise(folder):
+    for steps in (2, 10, 250):
+        sizes = ["--sampling.kind", "cps", "--sampling.steps", str(steps)]
+        (found,) = problems(*sizes, "--sampling.train_fraction", "1")
+        said = found.split("set sampling.train_fraction ")[1].split(" or ")[0]
+        got = load(None, [*sizes, "--sampling.train_fraction", said])
+        assert got.trained_steps(0) == range(steps - 1)
+    for one in (["--sampling.steps", "1"], ["--sampling.window_size", "10"]):
+        one += ["--sampling.window_high", "10", "--sampling.train_fraction", "1"]
+        (found,) = problems("--sampling.kind", "cps", *one)
+        assert found.endswith("trained; set sampling.kind flow_sde")
 
 
 def test_indivisible_sizes_name_the_numbers(folder):
