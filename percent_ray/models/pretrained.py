@@ -205,9 +205,14 @@ def skeleton(kind: Any, folder: str, *, part: str, subfolder: str, dtype: Any) -
         with _of_file("config.json", kind):
             if hasattr(kind, "load_config"):
                 model = kind.from_config(settings)
-            else:
+            elif hasattr(kind, "config_class"):
                 config = kind.config_class.from_pretrained(str(place), local_files_only=True)
                 model = kind(config)
+            else:
+                from transformers import AutoConfig  # of an AutoModel
+
+                config = AutoConfig.from_pretrained(str(place), local_files_only=True)
+                model = kind.from_config(config)
     return model.to(dtype).eval().requires_grad_(False)
 
 
