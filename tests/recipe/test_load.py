@@ -217,8 +217,9 @@ def test_cps_trains_every_step_that_has_noise(folder):
         said = found.split("set sampling.train_fraction ")[1].split(" or ")[0]
         got = load(None, [*sizes, "--sampling.train_fraction", said])
         assert got.trained_steps(0) == range(steps - 1)
-    for one in (["--sampling.steps", "1"], ["--sampling.window_size", "10"]):
-        one += ["--sampling.window_high", "10", "--sampling.train_fraction", "1"]
+    window = ["--sampling.window_size", "10", "--sampling.window_high", "10"]
+    for one in (["--sampling.steps", "1"], window):
+        one += ["--sampling.train_fraction", "1"]
         (found,) = problems("--sampling.kind", "cps", *one)
         assert found.endswith("trained; set sampling.kind flow_sde")
 
