@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from percent_ray.metrics import PROBE, by_space
+from percent_ray.metrics import PROBE, TAUGHT, by_space
 from percent_ray.monitor import history, plots, probes, readout
+from percent_ray.monitor.failed import Failed
 from percent_ray.monitor.movement import movement
 from percent_ray.monitor.terminal import Terminal, probe_line, summary
 from percent_ray.monitor.tracking import Tracker
@@ -36,12 +37,19 @@ class Journal:
         self._last: Mapping[str, float] = {}
         self._recent: deque[Mapping[str, float]] = deque(maxlen=readout.WINDOW)
         """Metrics of the last steps, also of those before a resume."""
+        self._failed = Failed()
+        self._idle = False
+        """Whether the last step taught nothing."""
 
     def begin(self, first: int) -> None:
         """Step `first` is next, whatever was recorded before."""
         self._recent.clear()
         self._recent.extend(_recorded(self._tracker.folder, before=first))
         self._terminal.begin(first)
+
+    def failed(self, step: int, groups: Sequence[Mapping[str, str]]) -> None:
+        for line in self._failed.add(step, groups):
+            self._terminal.say(line)
 
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None:
         self._spans = [*self._spans, spans][-TIMELINE_STEPS:]
@@ -50,8 +58,15 @@ class Journal:
         self._tracker.metrics(step, metrics)
         self._terminal.step(step, metrics)
         self._recent.append(metrics)
+        idle = metrics.get(TAUGHT) == 0
+        if idle and not self._idle:
+            self._terminal.say(
+                f"step {step + 1} taught nothing: all images of a group have the same reward, in "
+                "every group; give other prompts, or set sampling.group_size higher"
+            )
+        self._idle = idle
         if (step + 1) % readout.WINDOW == 0:
-            for line in readout.words(self._recent):
+            for line in [*readout.words(self._recent), *self._failed.always()]:
                 self._terminal.say(line)
 
     def probe(
@@ -115,7 +130,12 @@ class Journal:
             curves=curves if curves.is_file() else None,
             first=self._first,
             last=self._last,
-            said=[*readout.words(self._recent), *notes],
+            said=[
+                *readout.words(self._recent),
+                *readout.idle(self._tracker.history.path),
+                *self._failed.words(),
+                *notes,
+            ],
         )
 
 

@@ -4,8 +4,10 @@ noise")."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from percent_ray.metrics import DESCENT, DIFFER, GRADIENT, NOISE, TAUGHT
+from percent_ray.monitor import history
 
 WINDOW = 10
 """Steps that are looked at together: one step's own numbers are too noisy."""
@@ -89,6 +91,13 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
             "too hard"
         )
     return lines
+
+
+def idle(file: Path) -> list[str]:
+    """A line on the steps of a metrics file that taught nothing, where there are any."""
+    taught = [m[TAUGHT] for m in history.read(file).values() if TAUGHT in m]
+    count = sum(groups == 0 for groups in taught)
+    return [f"{count} of {len(taught)} steps taught nothing: all advantages were 0"] * bool(count)
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

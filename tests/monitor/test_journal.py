@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from percent_ray.monitor import probes
+from percent_ray.monitor.history import History
 from percent_ray.monitor.journal import Journal
 from percent_ray.monitor.terminal import Terminal
 
@@ -102,3 +103,26 @@ def test_a_probe_keeps_its_pictures_as_they_are(tmp_path):
     first, second = (probes.read(path) for path in probes.files(tmp_path).values())
     assert (first.step, second.step, first.prompts) == (0, 10, ("0", "1"))
     np.testing.assert_array_equal(second.images - first.images, 51)
+
+
+def test_failed_rewards_and_steps_that_teach_nothing_are_told_then_and_at_the_end(tmp_path):
+    out = io.StringIO()
+    tracker = Tracker(tmp_path)
+    tracker.run_id, tracker.uri = "id", "http://mlflow"
+    tracker.history = History(tmp_path / "metrics.jsonl")
+    journal = Journal(tracker, Terminal(20, console=Console(file=out, width=400)))
+    journal.begin(0)
+    for step in range(10):
+        journal.failed(step, [{"clip": "scorers.clip: no tensor"}] * 2)
+        taught = {"groups/taught": float(step not in (3, 4, 8))}
+        journal.step(step, taught, [])
+        tracker.history.append(step, taught)
+    said = out.getvalue()
+    assert said.count("step 1: scorers.clip: no tensor (for 2 of 2 groups") == 1
+    always = "scorers.clip failed for every one of 20 groups and is no part of the reward"
+    assert said.count(always) == 1
+    idle = [line.split(":")[0] for line in said.splitlines() if "taught nothing" in line]
+    assert idle == ["step 4 taught nothing", "step 9 taught nothing"], "once a streak"
+    summary = journal.summary(None, [])
+    assert always in summary
+    assert "3 of 10 steps taught nothing" in summary
