@@ -3,12 +3,11 @@
 import asyncio
 import os
 import signal
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from percent_ray import recover
+from percent_ray import job, lock, recover
 from percent_ray.data.prompts import PromptStream, read_prompts
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
@@ -23,9 +22,6 @@ from percent_ray.recipe.process import notes
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import Prompt
 
-ERRORS = "error.txt"
-"""The traceback of what ended a run, in its folder."""
-
 
 def train(recipe: Recipe, *, resume: Path | None = None) -> Path:
     """Train to `run.steps` and print the summary. Returns the run's folder.
@@ -34,16 +30,23 @@ def train(recipe: Recipe, *, resume: Path | None = None) -> Path:
     user can set right.
     """
     folder = resume or _new_folder(Path(recipe.run.folder), recipe.run.name)
-    asyncio.run(_train(recipe, folder.resolve(), resuming=resume is not None))
+    with lock.held(folder):
+        try:
+            asyncio.run(_train(recipe, folder.resolve(), resuming=resume is not None))
+        except BaseException as error:
+            job.keep(error, folder.resolve())
+            raise
     return folder
 
 
 async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     progress, source, run_id = Progress(), None, None
+    passed: list[str] = []
     if resuming:
-        source = checkpoint.latest(folder)
+        source, passed = checkpoint.resumable(folder)
         if source is None:
-            raise ValueError(f"{folder} has no checkpoint to resume; start a new run")
+            found = "".join(f"; {line}" for line in passed)
+            raise ValueError(f"{folder} has no whole checkpoint to resume; start a new run{found}")
         state = checkpoint.read_state(source, recipe)
         progress = Progress(state.version, state.shape_state)
         run_id = state.mlflow_run_id
@@ -66,7 +69,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     try:
         with terminal:
             roles = await _start(recipe, folder, source, prompts[0])
-            said = [*notes(recipe), *_cut(recipe, prompts)]
+            said = [*passed, *notes(recipe), *_cut(recipe, prompts)]
             terminal.say("\n".join([*roles.loaded, *said]))
             begin = _loops(
                 recipe, roles, prompts, journal, _Checkpoint(recipe, folder, roles, tracker)
@@ -75,11 +78,6 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
                 begin, progress, roles, recipe=recipe, folder=folder, say=terminal.say
             )
         status = "FINISHED" if progress.version == recipe.run.steps else "KILLED"
-    except Exception as error:
-        # The user gets one line; whoever has to mend it needs the rest.
-        (folder / ERRORS).write_text(traceback.format_exc())
-        error.add_note(f"see {folder / ERRORS}")
-        raise
     finally:
         if roles is not None:
             await roles.close()
