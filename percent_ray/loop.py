@@ -53,6 +53,10 @@ class Roles(Protocol):
 class Observer(Protocol):
     """What the loop tells of a run. It must neither raise nor wait."""
 
+    def failed(self, step: int, groups: Sequence[Mapping[str, str]]) -> None:
+        """The lines of `Perception.failures` of each group of a step or of a probe before it."""
+        ...
+
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None: ...
 
     def probe(
@@ -138,6 +142,7 @@ class Loop:
         waiting = self.roles.queued()
         groups = await asyncio.gather(*(self._groups.pop(i) for i in self._slots.groups(step)))
         arrived = time.time()
+        self.observer.failed(step, [perception.failures for _, perception in groups])
         batch, state, metrics = shape(self.recipe, step, groups, self.progress.shape_state, probe)
         shaped = Span("shape", "driver", arrived, time.time())
         update = await self.roles.update(batch)
@@ -188,8 +193,8 @@ class Loop:
             for number, prompt in enumerate(self.probes)
         ]
         groups = await asyncio.gather(*probes)
-        kept = [group for group in groups if not group[1].dropped]
-        metrics = describe(self.recipe, kept) if kept else {}
+        self.observer.failed(version, [perception.failures for _, perception in groups])
+        metrics = describe(self.recipe, groups)
         pictures = [(t.prompt.text, p.thumbnails) for t, p in groups]
         self.observer.probe(version, metrics, pictures)
         return groups

@@ -64,7 +64,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     tracker.params(dict(recipes.flatten(recipe.model_dump(mode="json"))))
     tracker.file(folder / RECIPE_FILE, "recipe")
     terminal = Terminal(recipe.run.steps)
-    journal = Journal(tracker, terminal)
+    journal = Journal(tracker, terminal, alarm_share=recipe.monitor.alarm_share)
     status: Status = "FAILED"
     roles = None
     try:

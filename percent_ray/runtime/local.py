@@ -2,12 +2,19 @@
 
 Rollout and learner share one set of weights, so sampling under version v is over before version
 v + 1 exists, but in a run that was resumed between two barriers: there the weights of the versions
-before are taken for a while. Every call runs to its end before another one starts.
+before are taken for a while. One thread makes every call, in the order in which they are asked for,
+so that the event loop is free and a call that hangs can be given up.
 """
 
-from collections.abc import Mapping
+import asyncio
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -27,11 +34,17 @@ class Local:
     """`loop.Roles` in this process.
 
     Loads everything and tries every scorer on the run's `first` prompt. Raises ValueError, in one
-    line, for a bad folder and a broken scorer.
+    line, for a bad folder and a broken scorer; every call raises TimeoutError where it takes longer
+    than `runtime.timeout_s`.
     """
 
     def __init__(self, recipe: Recipe, *, first: Prompt, resume: Path | None = None) -> None:
         self.recipe = recipe
+        self._thread = Thread(recipe.runtime.timeout_s)
+        self._thread.wait("loading the models", lambda: self._load(first, resume))
+
+    def _load(self, first: Prompt, resume: Path | None) -> None:
+        recipe = self.recipe
         self.policy = family(recipe.model.family).load_policy(
             recipe.model, seed=recipe.run.seed, device=best_device(), text=True
         )
@@ -48,8 +61,11 @@ class Local:
         self.perception.try_out(first)
 
     async def sample(self, group_id: int, prompt: Prompt, version: int) -> Trajectory:
-        with self._drawing(version):
-            return self.rollout.sample(group_id, prompt, version)
+        def draw() -> Trajectory:
+            with self._drawing(version):
+                return self.rollout.sample(group_id, prompt, version)
+
+        return await self._thread.call(f"sampling group {group_id}", draw)
 
     def _drawing(self, version: int) -> AbstractContextManager[None]:
         """Inside, the policy is the one that draws under a version."""
@@ -59,9 +75,17 @@ class Local:
         return self.engine.holding({n: w.to(self.engine.device) for n, w in weights.items()})
 
     async def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:
-        return self.perception.perceive(trajectory, pictures=pictures)
+        return await self._thread.call(
+            f"perceiving group {trajectory.group_id}",
+            lambda: self.perception.perceive(trajectory, pictures=pictures),
+        )
 
     async def update(self, batch: ShapedBatch) -> Update:
+        return await self._thread.call(
+            f"the update of step {batch.version}", lambda: self._update(batch)
+        )
+
+    def _update(self, batch: ShapedBatch) -> Update:
         staleness = self.recipe.runtime.max_staleness
         if staleness:
             self._older[self.learner.version], _ = self.learner.publish()
@@ -73,6 +97,9 @@ class Local:
         assert version == self.learner.version
 
     async def save(self, folder: Path) -> None:
+        await self._thread.call("writing a checkpoint", lambda: self._save(folder))
+
+    def _save(self, folder: Path) -> None:
         self.learner.save(folder)
         version, runtime = self.learner.version, self.recipe.runtime
         first = drawn_by(version, runtime.max_staleness, self.recipe.run.checkpoint_every)
@@ -83,4 +110,66 @@ class Local:
         return {"rollout": 0, "perception": 0}
 
     async def close(self) -> None:
-        """Nothing outlives the call."""
+        """End the thread after the call that it is in, which nobody waits for."""
+        self._thread.close()
+
+
+class Thread:
+    """Makes calls one after the other, in the order in which they are asked for. A call that is not
+    over after `timeout_s` seconds of its own is given up: its caller gets a TimeoutError, and the
+    process may end without it."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        # The thread knows the queue alone: it must not hold the models of whoever has dropped them.
+        threading.Thread(target=_work, args=(self._calls,), name="roles", daemon=True).start()
+        self.close = weakref.finalize(self, self._calls.put, None)
+
+    async def call(self, what: str, function: Callable[[], Any]) -> Any:
+        """The result of `function()`, which the thread calls when its turn comes."""
+        call = _Call(function)
+        self._calls.put(call)
+        await asyncio.wrap_future(call.begun)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(call.done), self._timeout_s)
+        except TimeoutError:
+            raise self._late(what, call) from None
+
+    def wait(self, what: str, function: Callable[[], Any]) -> Any:
+        """As `call`, without an event loop."""
+        call = _Call(function)
+        self._calls.put(call)
+        call.begun.result()
+        try:
+            return call.done.result(self._timeout_s)
+        except TimeoutError:
+            raise self._late(what, call) from None
+
+    def _late(self, what: str, call: "_Call") -> BaseException:
+        own = call.done.exception() if call.done.done() else None
+        return own or TimeoutError(
+            f"{what} was not over in {self._timeout_s:g} s; set runtime.timeout_s higher, or look "
+            "at what it waits for"
+        )
+
+
+class _Call:
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.begun: Future[None] = Future()
+        """Cancelled with whoever waits for it, before its turn has come."""
+        self.done: Future[Any] = Future()
+
+
+def _work(calls: "queue.SimpleQueue[_Call | None]") -> None:
+    while (call := calls.get()) is not None:
+        if not call.begun.set_running_or_notify_cancel():
+            continue
+        call.done.set_running_or_notify_cancel()
+        call.begun.set_result(None)
+        try:
+            call.done.set_result(call.function())
+        except BaseException as error:
+            call.done.set_exception(error)
+        del call
