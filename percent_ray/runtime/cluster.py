@@ -1,7 +1,7 @@
 """The three roles as Ray actors. The driver passes references on and never fetches a payload."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.roles.rollout import RolloutWorker
-from percent_ray.runtime import placement
+from percent_ray.runtime import control, placement, places
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.pool import Pool
 from percent_ray.types import (
@@ -43,56 +43,76 @@ class PerceptionActor(PerceptionWorker):
         return self.perceive(replace(group, payload=payload), pictures=pictures)
 
 
-def _pool(kind: type, recipe: Recipe, role: tree.Role, *, name: str) -> Pool:
-    """The actors of one role. Every draw is a function of ids, so that a call that is made again
-    gives what the first would have given."""
-    actor = ray.remote(kind).options(
-        **placement.options(role), max_restarts=-1, max_task_retries=-1
-    )
+Say = Callable[[str], None]
+
+
+def _pool(kind: type, recipe: Recipe, role: tree.Role, *, name: str, say: Say) -> Pool:
+    """The actors of one role."""
+    actor = ray.remote(kind).options(**placement.options(role))
     runtime = recipe.runtime
     return Pool(
-        [actor.remote(recipe, worker=f"{name}-{i}") for i in range(role.workers)],
+        lambda number: actor.remote(recipe, worker=f"{name}-{number}"),
+        role.workers,
         name=name,
         inflight=runtime.inflight,
         timeout_s=runtime.timeout_s,
         setting="runtime.timeout_s",
+        say=say,
     )
 
 
 class Cluster:
     """`loop.Roles` on a Ray cluster. Build it with `start`."""
 
-    def __init__(self, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> None:
+    def __init__(
+        self, recipe: Recipe, *, run_folder: Path, resume: Path | None, say: Say = lambda line: None
+    ) -> None:
         runtime = recipe.runtime
-        self.rollout = _pool(RolloutActor, recipe, runtime.rollout, name="rollout")
-        self.perception = _pool(PerceptionActor, recipe, runtime.perception, name="perception")
+        self.rollout = _pool(RolloutActor, recipe, runtime.rollout, name="rollout", say=say)
+        self.perception = _pool(
+            PerceptionActor, recipe, runtime.perception, name="perception", say=say
+        )
+        self._pools = {"rollout": self.rollout, "perception": self.perception}
+        self._say = say
         self.learner = LearnerGroup(recipe, run_folder=run_folder, resume=resume)
         self._recipe, self._run_folder = recipe, run_folder
         self._max_staleness = runtime.max_staleness
         self.loaded: list[str] = []
         """What was loaded, a line each."""
         self._weights: dict[int, tuple[str | None, ray.ObjectRef | None]] = {}
+        self._version = 0
+        self._control: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(
-        cls, recipe: Recipe, *, first: Prompt, run_folder: Path, resume: Path | None
+        cls,
+        recipe: Recipe,
+        *,
+        first: Prompt,
+        run_folder: Path,
+        resume: Path | None,
+        say: Say = lambda line: None,
     ) -> "Cluster":
         """Start every actor, wait until each has loaded its models, try every scorer on the run's
         `first` prompt, and then start the learner group: it is not needed before the first batch,
-        and a start that fails has none to end.
+        and a start that fails has none to end. `say` gets a line for what then happens to an actor.
 
         Raises ValueError, in one line, where the cluster is too small, a model's folder is bad or a
         scorer broken.
         """
         placement.connect()
         placement.check(recipe, ray.cluster_resources())
-        cluster = cls(recipe, run_folder=run_folder, resume=resume)
+        control.write_address(run_folder)
+        cluster = cls(recipe, run_folder=run_folder, resume=resume, say=say)
         try:
             async with asyncio.TaskGroup() as group:
                 rollout = group.create_task(cluster.rollout.ready())
                 perception = group.create_task(cluster._perception_ready(first))
             cluster.loaded = [*rollout.result()[0], *perception.result()]
             cluster.learner.start()
+            cluster._control = asyncio.create_task(
+                control.obey(run_folder, cluster.state, cluster.resize)
+            )
         except BaseException as error:
             await cluster.close()
             if not isinstance(error, BaseExceptionGroup):
@@ -141,11 +161,28 @@ class Cluster:
             _, checksum, weights = await self.learner.order("publish")
             self._remember(version, checksum, weights)
 
+    def resize(self, role: str, workers: int) -> None:
+        """As many workers of a role from now on, while the run goes on."""
+        pool = self._pools[role]
+        if workers != pool.wanted:
+            self._say(f"{role}: {pool.wanted} -> {workers} workers, as asked")
+            pool.resize(workers)
+
+    def state(self) -> control.State:
+        sizes = {
+            name: control.Size(
+                pool.workers, pool.wanted, places.need(getattr(self._recipe.runtime, name))
+            )
+            for name, pool in self._pools.items()
+        }
+        return control.State(self._version, sizes)
+
     def _remember(self, version: int, checksum: str, weights: ray.ObjectRef | None) -> None:
         """Weights stay at hand until every group that they have drawn is learned from: a payload
         that is lost with its machine has to be drawn again, also while the learner works. Step
         `version` is the next one, and consumes nothing older than the first version below."""
         self._weights[version] = (checksum, weights)
+        self._version = version
         first = version - self._max_staleness
         self._weights = {v: held for v, held in self._weights.items() if v >= first}
 
@@ -168,6 +205,9 @@ class Cluster:
 
     async def close(self) -> None:
         """End every actor, the learner's after what it was ordered."""
+        if self._control is not None:
+            self._control.cancel()
+            await asyncio.gather(self._control, return_exceptions=True)
         await self.learner.close()
         self.rollout.close()
         self.perception.close()
