@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ class Scaled:
     after: State
     """Where new workers have yet to load, and others have yet to finish their groups."""
     room: Mapping[str, int]
-    """By role: how many more workers the cluster can give, if it gives to no other role."""
+    """By role: how many more workers the cluster can give then, if it gives to no other role."""
 
     def __str__(self) -> str:
         parts = [f"{self.run}, step {self.after.version}"]
@@ -158,39 +158,39 @@ def scale(run: str, sizes: Mapping[str, int]) -> Scaled:
     actor = _find(folder)
     try:
         before: State = ray.get(actor.state.remote(), timeout=ANSWER_S)
-        _check(before, sizes)
+        free = _left(before, sizes, places.free())
         after: State = before
         if sizes:
             after = ray.get(actor.ask.remote(dict(sizes)), timeout=ANSWER_S)
     except (GetTimeoutError, RayActorError):
         raise ValueError(f"{folder}: the run does not answer any more; see its log") from None
-    free = places.free()
     room = {role: places.room(free, size.need) for role, size in after.sizes.items()}
     return Scaled(str(folder), before, after, room)
 
 
-def _check(state: State, sizes: Mapping[str, int]) -> None:
-    """Raises ValueError where the cluster has no place for what is asked."""
+def _left(state: State, sizes: Mapping[str, int], free: Sequence[Resources]) -> Sequence[Resources]:
+    """What no actor will hold, machine by machine. Raises ValueError where there is no place for
+    what is asked."""
     if unknown := sorted(set(sizes) - set(state.sizes)):
         raise ValueError(f"{unknown[0]}: no such pool; a run has {', '.join(state.sizes)}")
     growth = {role: workers - state.sizes[role].wanted for role, workers in sizes.items()}
-    free = places.free()
+    given: dict[str, float] = {}
     for role, more in growth.items():
-        # What another role gives back lies on machines that only Ray knows.
-        need = state.sizes[role].need
-        given = {name: 0.0 for name in need}
-        for other, count in growth.items():
-            for name, amount in state.sizes[other].need.items():
-                given[name] = given.get(name, 0.0) + amount * max(0, -count)
-        room = places.room([*free, given], need)
+        for name, amount in state.sizes[role].need.items():
+            given[name] = given.get(name, 0.0) + amount * max(0, -more)
+    # What is given back lies on machines that only Ray knows.
+    free = [*free, given]
+    for role, more in growth.items():
+        need, have = state.sizes[role].need, state.sizes[role].wanted
+        room = places.room(free, need)
         if more > room:
-            have = state.sizes[role].wanted
             raise ValueError(
                 f"--{role} {have + more}: {more} more workers of {places.words(need)} asked, the "
                 f"cluster has room for {room}; set {have + room} or less, or add machines"
             )
-        for _ in range(max(0, more)):
+        for _ in range(more):
             free = places.take(free, need)
+    return free
 
 
 def _folder(run: str) -> Path:
@@ -214,7 +214,7 @@ def _find(folder: Path) -> Any:
     if not ray.is_initialized():
         _join(folder, gone)
     name = f"{PREFIX}{folder}"
-    if not any(a["name"] == name for a in list_named_actors(all_namespaces=True)):
+    if {"name": name, "namespace": NAMESPACE} not in list_named_actors(all_namespaces=True):
         raise gone
     return ray.get_actor(name, namespace=NAMESPACE)
 

@@ -209,6 +209,8 @@ class Pool:
         work = asyncio.ensure_future(
             asyncio.wrap_future(worker.handle.ready.remote(*self._ready or ()).future())
         )
+        # Marks an error as retrieved: who was to load may be let go before.
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
         while not (await asyncio.wait({work}, timeout=self._timeout_s))[0]:
             why = (
                 f"{self.name} worker {worker.number} has not loaded within {self._timeout_s:g} s: "

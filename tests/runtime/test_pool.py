@@ -315,18 +315,20 @@ def test_a_place_that_never_comes_is_said_and_ends_a_pool_that_has_no_other():
 
 def test_a_call_that_is_cancelled_in_its_turn_takes_no_worker_along():
     async def scene() -> None:
-        s = await Scene(1).load()
-        first, second, third = (s.call(i) for i in range(3))
+        s = await Scene(2, inflight=2).load()
+        for number in range(3):
+            s.call(number)
         await settle()
-        s.actors[0].finish()
-        await first
-        await asyncio.sleep(0)  # the second has its worker, and has not gone on
-        second.cancel()
+        s.pool.resize(1)
+        late = s.call(3)
         await settle()
-        while s.actors[0].open:
-            s.actors[0].finish()
-            await settle()
-        assert await third == [(0, 2)]
+        assert s.pool.waiting == 1
+        s.pool.resize(2)  # it has its worker now, and has not gone on
+        late.cancel()
+        await settle()
+        s.call(4)
+        await settle()
+        assert [actor.open for actor in s.actors] == [[0, 2], [1, 4]]
 
     play(scene)
 
