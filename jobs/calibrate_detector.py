@@ -4,7 +4,9 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from percent_ray import job
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,13 +29,8 @@ and Cohen's kappa: agreement beyond chance, which .8 and more calls good. Nothin
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows how")
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(usage=USAGE, allow_abbrev=False, description=(__doc__ or "").strip())
+    parser = job.Parser(usage=USAGE, description=(__doc__ or "").strip())
     for name, other in (("first", "the embedded one"), ("second", "the first one")):
         parser.add_argument(
             f"--{name}",
@@ -60,11 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    try:
-        print("\n".join(compare(parse(sys.argv[1:]))))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
+    job.run(lambda: print("\n".join(compare(parse(sys.argv[1:])))))
 
 
 def compare(asked: argparse.Namespace) -> list[str]:

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from percent_ray import job
+
 if TYPE_CHECKING:
     from percent_ray.comparison.plan import Plan
 
@@ -29,48 +31,49 @@ tasks, on the cluster of RAY_ADDRESS or one that is started on this machine.
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The job's own flags, and overrides of every row's recipe."""
-    parser = argparse.ArgumentParser(
-        usage=USAGE, allow_abbrev=False, description=(__doc__ or "").strip()
-    )
+    parser = job.Parser(usage=USAGE, description=(__doc__ or "").strip())
     default = Path(__file__).parent / "recipes" / "compare_shapes.yaml"
     parser.add_argument("--config", type=Path, default=default, help="rows, seeds, protocol (YAML)")
     parser.add_argument(
         "--quick", action="store_true", help="the rows of its key `quick`, one seed"
     )
     parser.add_argument("--only", default="", help="names of rows, with commas")
-    parser.add_argument("--seeds", default="", help="seeds, with commas, in place of the file's")
+    parser.add_argument("--seeds", type=_numbers, help="seeds, with commas, in place of the file's")
     parser.add_argument("--workers", type=int, help="runs at a time, one core each")
     parser.add_argument("--folder", help="everything is written to FOLDER/NAME")
     parser.add_argument("--report", action="store_true", help="only write the report")
     return parser.parse_known_args(argv)
 
 
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 1,2") from None
+
+
 def main() -> None:
+    job.run(compare, stopped="the same command goes on from here")
+
+
+def compare() -> None:
     arguments, overrides = parse(sys.argv[1:])
     from percent_ray.comparison import plan, report, results, tables, verdict
 
-    try:
-        chosen = plan.load(
-            arguments.config,
-            overrides,
-            rows=[row for row in arguments.only.split(",") if row],
-            quick=arguments.quick,
-            seeds=[int(seed) for seed in arguments.seeds.split(",") if seed] or None,
-            workers=arguments.workers,
-            folder=arguments.folder,
-        )
-        failed = [] if arguments.report else train(chosen)
-        table_1 = results.read(chosen)
-        numbers = tables.tabulate(table_1, results.read(chosen, "s1"))
-        page = report.write(table_1, numbers, shlex.join(["python", *sys.argv]))
-        report.track(table_1, numbers, "", "percent_ray")
-    except (ValueError, ConnectionError) as error:  # a RecipeError has several lines
-        for problem in str(error).splitlines():
-            print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    chosen = plan.load(
+        arguments.config,
+        overrides,
+        rows=[row for row in arguments.only.split(",") if row],
+        quick=arguments.quick,
+        seeds=arguments.seeds,
+        workers=arguments.workers,
+        folder=arguments.folder,
+    )
+    failed = [] if arguments.report else train(chosen)
+    table_1 = results.read(chosen)
+    numbers = tables.tabulate(table_1, results.read(chosen, "s1"))
+    page = report.write(table_1, numbers, shlex.join(["python", *sys.argv]))
+    report.track(table_1, numbers, "", "percent_ray")
     print("\n".join(["", *verdict.in_short(table_1), "", *verdict.verdict(table_1)]))
     print(f"\nreport: {page}")
     if failed:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from percent_ray import job
+
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8
     from torch import Tensor
@@ -49,9 +51,7 @@ class Compared:
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The job's own flags, and overrides of the recipe."""
-    parser = argparse.ArgumentParser(
-        usage=USAGE, allow_abbrev=False, description=(__doc__ or "").strip()
-    )
+    parser = job.Parser(usage=USAGE, description=(__doc__ or "").strip())
     default = Path(__file__).parent / "recipes" / "shapes_pec.yaml"
     parser.add_argument("--config", type=Path, default=default, help="a training recipe")
     parser.add_argument("--groups", type=_positive, default=8, help="groups to draw")
@@ -66,16 +66,15 @@ def _positive(text: str) -> int:
 
 
 def main() -> None:
+    job.run(measure)
+
+
+def measure() -> None:
     arguments, overrides = parse(sys.argv[1:])
     from percent_ray.recipe import load as recipes
 
-    try:
-        recipe = prepared(recipes.load(arguments.config, overrides))
-        found = compare(recipe, arguments.groups, say=not arguments.json)
-    except ValueError as error:  # a RecipeError has several lines
-        for problem in str(error).splitlines():
-            print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2) from None
+    recipe = prepared(recipes.load(arguments.config, overrides))
+    found = compare(recipe, arguments.groups, say=not arguments.json)
     said = summary(found)
     lines = [json.dumps({"recipe": recipe.run.name, "groups": arguments.groups, **said})]
     print("\n".join(lines if arguments.json else table(said)))

@@ -5,7 +5,9 @@ import asyncio
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from percent_ray import job
 
 if TYPE_CHECKING:
     from percent_ray.evaluation.engine import Engine, Work
@@ -38,13 +40,8 @@ machine. docs/evaluation.md has the protocol, every key of a file, and what is w
 DEFAULT = Path(__file__).parent / "recipes" / "evaluate_shapes.yaml"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows how")
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(usage=USAGE, allow_abbrev=False, description=(__doc__ or "").strip())
+    parser = job.Parser(usage=USAGE, description=(__doc__ or "").strip())
     parser.add_argument("runs", nargs="*", metavar="RUN[@STEP]", help="in the place of FILE's rows")
     parser.add_argument(
         "--rows", type=Path, default=DEFAULT, metavar="FILE", help="rows, judges, prompts (YAML)"
@@ -65,16 +62,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    try:
-        arguments = parse(sys.argv[1:])
-        results, failed = evaluate(arguments)
-    except (ValueError, OSError) as error:  # a RecipeError has several lines
-        for problem in str(error).splitlines():
-            print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    job.run(measure, stopped="the same command goes on from here")
+
+
+def measure() -> None:
+    results, failed = evaluate(parse(sys.argv[1:]))
     if failed or results.missing:
         print("\n".join(["not measured:", *(failed or results.missing)]), file=sys.stderr)
         raise SystemExit(1)

@@ -3,7 +3,8 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
+
+from percent_ray import job
 
 USAGE = """\
 python jobs/export.py RUN --to FOLDER [--merged] [--ema | --raw] [--step N]
@@ -23,13 +24,8 @@ load what was written.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows how")
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(usage=USAGE, allow_abbrev=False, description=(__doc__ or "").strip())
+    parser = job.Parser(usage=USAGE, description=(__doc__ or "").strip())
     parser.add_argument("run", metavar="RUN", help="a run's folder, or one of its checkpoints")
     parser.add_argument(
         "--to", type=Path, required=True, metavar="FOLDER", help="a folder that is new or empty"
@@ -59,17 +55,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    try:
-        arguments = parse(sys.argv[1:])
-        from percent_ray.export.source import read
-        from percent_ray.export.write import export
+    job.run(export)
 
-        source = read(arguments.run, step=arguments.step, average=arguments.average)
-        lines = export(source, arguments.to, merged=arguments.merged, form=arguments.format)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
-    print("\n".join(lines))
+
+def export() -> None:
+    arguments = parse(sys.argv[1:])
+    from percent_ray.export import write
+    from percent_ray.export.source import read
+
+    source = read(arguments.run, step=arguments.step, average=arguments.average)
+    options = {"merged": arguments.merged, "form": arguments.format}
+    print("\n".join(write.export(source, arguments.to, **options)))
 
 
 if __name__ == "__main__":

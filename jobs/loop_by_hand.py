@@ -12,6 +12,11 @@ latents [C, H, W], features [D]. Images are numbered 0 .. G K - 1, group by grou
 import sys
 from functools import partial
 
+from percent_ray import job
+
+if __name__ == "__main__":
+    job.catch()  # before the imports below, which take seconds
+
 import torch
 from torch import Tensor
 
@@ -123,5 +128,14 @@ def update(
     return sum(norms) / len(norms)
 
 
+def parse(argv: list[str]) -> int:
+    parser = job.Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("steps", nargs="?", type=int, default=5, metavar="STEPS", help="(5)")
+    steps = parser.parse_args(argv).steps
+    if steps < 1:
+        raise ValueError(f"STEPS is {steps}; give 1 or more")
+    return steps
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    main(parse(sys.argv[1:]))

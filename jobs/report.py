@@ -4,7 +4,8 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import NoReturn
+
+from percent_ray import job
 
 USAGE = """\
 python jobs/report.py [RUN ...] [--to FILE]
@@ -28,29 +29,23 @@ The page is one file that fetches nothing. Several runs are written to the first
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows how")
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(usage=USAGE, allow_abbrev=False, description=(__doc__ or "").strip())
+    parser = job.Parser(usage=USAGE, description=(__doc__ or "").strip())
     parser.add_argument("runs", nargs="*", metavar="RUN", help="a folder, or a name in runs/")
     parser.add_argument("--to", type=Path, metavar="FILE", help="of the page (RUN/report.html)")
     return parser.parse_args(argv)
 
 
 def main() -> None:
-    try:
-        arguments = parse(sys.argv[1:])
-        from percent_ray.report import page, runs
+    job.run(report)
 
-        command = shlex.join(["python", *sys.argv])
-        lines = page.write(runs.read_all(arguments.runs), command, arguments.to)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
-    print("\n".join(lines))
+
+def report() -> None:
+    arguments = parse(sys.argv[1:])
+    from percent_ray.report import page, runs
+
+    command = shlex.join(["python", *sys.argv])
+    print("\n".join(page.write(runs.read_all(arguments.runs), command, arguments.to)))
 
 
 if __name__ == "__main__":

@@ -8,25 +8,24 @@ number of the run changes.
 """
 
 import argparse
-import sys
+
+from percent_ray import job
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    job.run(scale)
+
+
+def scale() -> None:
+    parser = job.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", help="the run's folder, or its name")
-    parser.add_argument("--rollout", type=int, help="workers that sample")
-    parser.add_argument("--perception", type=int, help="workers that perceive")
+    parser.add_argument("--rollout", type=int, metavar="N", help="workers that sample")
+    parser.add_argument("--perception", type=int, metavar="N", help="workers that perceive")
     arguments = parser.parse_args()
     asked = {"rollout": arguments.rollout, "perception": arguments.perception}
-    from percent_ray.runtime.control import scale
+    from percent_ray.runtime import control
 
-    try:
-        print(scale(arguments.run, {r: n for r, n in asked.items() if n is not None}))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
+    print(control.scale(arguments.run, {r: n for r, n in asked.items() if n is not None}))
 
 
 if __name__ == "__main__":

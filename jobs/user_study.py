@@ -3,7 +3,8 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
+
+from percent_ray import job
 
 MAKE = """\
 python jobs/user_study.py make ROW_A ROW_B [--pairs 20] [--images 8] [--seed 0]
@@ -27,15 +28,10 @@ docs/user_study.md says how to run a study well.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows how")
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(usage=USAGE, allow_abbrev=False, description=(__doc__ or "").strip())
+    parser = job.Parser(usage=USAGE, description=(__doc__ or "").strip())
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="make | count")
-    make = verbs.add_parser("make", usage=MAKE, allow_abbrev=False, help="write page and key")
+    make = verbs.add_parser("make", usage=MAKE, help="write page and key")
     for row in ("row_a", "row_b"):
         make.add_argument(row, metavar=row.upper(), help="a row's label, slug or folder")
     make.add_argument("--pairs", type=int, default=20, metavar="N", help="prompts (20)")
@@ -57,7 +53,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     make.add_argument(
         "--consent", default="", metavar="TEXT", help="a line that annotators must tick"
     )
-    count = verbs.add_parser("count", usage=COUNT, allow_abbrev=False, help="count answers")
+    count = verbs.add_parser("count", usage=COUNT, help="count answers")
     count.add_argument("answers", nargs="+", type=Path, metavar="FILE", help="annotators' files")
     count.add_argument(
         "--key",
@@ -69,22 +65,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    try:
-        arguments = parse(sys.argv[1:])
-        if arguments.verb == "count":
-            from percent_ray.study.count import count
+    job.run(study)
 
-            lines = count(arguments.answers, arguments.key)
-        else:
-            from percent_ray.study.page import Design, make
 
-            names = ("pairs", "images", "seed", "size", "consent")
-            design = Design(**{name: getattr(arguments, name) for name in names})
-            rows = arguments.row_a, arguments.row_b
-            lines = make(*rows, design, evaluation=arguments.evaluation, folder=arguments.to)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, ValueError) else 1) from None
+def study() -> None:
+    arguments = parse(sys.argv[1:])
+    if arguments.verb == "count":
+        from percent_ray.study.count import count
+
+        lines = count(arguments.answers, arguments.key)
+    else:
+        from percent_ray.study.page import Design, make
+
+        names = ("pairs", "images", "seed", "size", "consent")
+        design = Design(**{name: getattr(arguments, name) for name in names})
+        rows = arguments.row_a, arguments.row_b
+        lines = make(*rows, design, evaluation=arguments.evaluation, folder=arguments.to)
     print("\n".join(lines))
 
 

@@ -44,7 +44,7 @@ async def run(
     while True:
         try:
             if lost is not None:
-                source, progress = _last(folder, recipe)
+                source, progress = _last(folder, recipe, say)
                 await roles.restart(source, progress.version)
                 say(
                     f"{first_line(lost)}; the learner group was built again in "
@@ -54,7 +54,7 @@ async def run(
                 loop = begin(progress)
             return await loop.run()
         except LearnerLost as error:
-            source, last = _last(folder, recipe)
+            source, last = _last(folder, recipe, say)
             failures = failures + 1 if last.version == progress.version else 1
             start, lost = time.monotonic(), error
             if failures > most or loop.stopping:
@@ -69,9 +69,11 @@ async def run(
                 ) from error
 
 
-def _last(folder: Path, recipe: Recipe) -> tuple[Path | None, Progress]:
-    """The newest checkpoint and where it stands."""
-    source = checkpoint.latest(folder)
+def _last(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Path | None, Progress]:
+    """The newest whole checkpoint and where it stands."""
+    source, passed = checkpoint.resumable(folder)
+    for line in passed:
+        say(line)
     if source is None:
         return None, Progress()
     state = checkpoint.read_state(source, recipe)

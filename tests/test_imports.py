@@ -20,8 +20,9 @@ HEAVY = {
 
 
 ROOMS = [
-    *("metrics", "pages", "shapes", "flow", "objective", "types", "recipe", "models", "scorers"),
-    *("data", "learn", "monitor", "slots", "shape", "roles", "loop", "recover", "runtime", "run"),
+    *("metrics", "job", "pages", "shapes", "flow", "objective", "types", "recipe", "models"),
+    *("scorers", "data", "learn", "monitor", "slots", "lock", "shape", "roles", "loop"),
+    *("recover", "runtime", "run"),
     *("export", "evaluation", "report", "comparison", "preview", "study"),
 ]
 """Folders and files of the package, the lowest first."""

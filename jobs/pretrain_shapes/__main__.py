@@ -10,6 +10,8 @@ from typing import Final
 # `python jobs/pretrain_shapes` puts this folder here, and not the repository that `jobs` is in.
 sys.path[0] = str(Path(__file__).parents[2])
 
+from percent_ray import job  # noqa: E402
+
 TRAININGS: Final = {
     "vae": ("sd3/vae", 0, 3300),
     "tiny": ("tiny", 10, 8000),
@@ -27,17 +29,25 @@ PARTS: Final = ("prompts", *TRAININGS, "report")
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m jobs.pretrain_shapes", description=__doc__)
+    parser = job.Parser(prog="python -m jobs.pretrain_shapes", description=__doc__)
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("build/shapes"), help="folder to write")
     parser.add_argument("--seed", type=int, default=0, help="added to each model's own seed")
-    parser.add_argument("--steps", type=int, help="training steps of each chosen model")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--steps", type=_positive, help="training steps of each chosen model")
+    parser.add_argument("--threads", type=_positive, default=2, help="torch threads")
     arguments = parser.parse_args()
     arguments.only = arguments.only.split(",")
     if unknown := sorted(set(arguments.only) - set(PARTS)):
         parser.error(f"--only has no {', '.join(unknown)}; choose from {', '.join(PARTS)}")
+    if not 0 <= arguments.seed < 2**31:
+        parser.error(f"--seed {arguments.seed}: give 0 or more, below 2**31")
     return arguments
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
 
 
 def train(part: str, weights: Path, *, seed: int, steps: int | None) -> None:
@@ -66,6 +76,10 @@ def train(part: str, weights: Path, *, seed: int, steps: int | None) -> None:
 
 
 def main() -> None:
+    job.run(pretrain)
+
+
+def pretrain() -> None:
     """Does what ``--only`` names, in the order of PARTS."""
     arguments = parse()
     # Threads that spin while they wait cost three times the time on a machine that others use.
@@ -76,19 +90,15 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     weights = arguments.out / "weights"
-    try:
-        for part in (part for part in PARTS if part in arguments.only):
-            if part == "prompts":
-                prompts.write(arguments.out / "prompts", arguments.seed)
-            elif part == "report":
-                quality = json.dumps(report.measure(weights), indent=2)
-                (arguments.out / "quality.json").write_text(quality + "\n")
-                print(quality)
-            else:
-                train(part, weights, seed=arguments.seed, steps=arguments.steps)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    for part in (part for part in PARTS if part in arguments.only):
+        if part == "prompts":
+            prompts.write(arguments.out / "prompts", arguments.seed)
+        elif part == "report":
+            quality = json.dumps(report.measure(weights), indent=2)
+            (arguments.out / "quality.json").write_text(quality + "\n")
+            print(quality)
+        else:
+            train(part, weights, seed=arguments.seed, steps=arguments.steps)
 
 
 if __name__ == "__main__":

@@ -61,20 +61,8 @@ class Checkpoint:
             "model": self.model.model_dump(mode="json"),
             "steps": self.steps,
             "batch_size": self.batch_size,
-            "weights": {} if self.policy is None else digests(self.policy),
+            "weights": {} if self.policy is None else checkpoint.digests(self.policy),
         }
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a folder, by name."""
-    import hashlib
-
-    found: dict[str, str] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            name = path.relative_to(folder).as_posix()
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
 
 
 def resolve(row: CheckpointRow, *, steps: int) -> Checkpoint:

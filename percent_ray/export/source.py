@@ -49,6 +49,8 @@ def read(run: str, *, step: int | None = None, average: bool | None = None) -> S
     ValueError, in one line that says what to give, for what is not there.
     """
     folder = _checkpoint(run, step)
+    if damage := checkpoint.problem(folder):
+        raise ValueError(f"{damage}; choose another step")
     recipe = checkpoint.read_recipe(folder)
     model = _model(folder, recipe)
     averaged = (folder / "ema.safetensors").is_file()

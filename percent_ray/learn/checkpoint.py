@@ -1,14 +1,18 @@
 """Checkpoint folders that are whole or not there, and the driver's part of one.
 
-    RUN/checkpoints/step-00000060/{driver.json, engine.json, learner.json, policy/, ...}
+    RUN/checkpoints/step-00000060/{driver.json, engine.json, learner.json, policy/, manifest.json}
 
-A folder is written under a temporary name, synced to disk and renamed.
+A folder is written under a temporary name, its manifest last, synced to disk and renamed. What a
+disk or a hand has done to it since is found by the manifest's sizes and checksums.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +23,10 @@ from percent_ray.recipe.tree import Recipe
 
 FORMAT = 3
 PARTIAL = ".partial-"
+DAMAGED = "damaged-"
+"""Begins the name of a checkpoint that a resumed run has found damaged and gone behind."""
+MANIFEST = "manifest.json"
+"""Size and SHA-256 of every other file of a checkpoint."""
 DRIVER = "driver.json"
 """In a checkpoint, and only there."""
 
@@ -53,6 +61,7 @@ def writing(run_folder: Path, step: int, *, keep: int) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        seal(partial)
         _sync(partial)
         os.replace(partial, target)
         _sync_folder(root)
@@ -65,9 +74,61 @@ def writing(run_folder: Path, step: int, *, keep: int) -> Iterator[Path]:
         shutil.rmtree(doomed)
 
 
+def seal(folder: Path) -> None:
+    """Write the manifest of the files that a folder holds now."""
+    manifest = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": digest}
+        for name, digest in digests(folder).items()
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
 def latest(run_folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
+    """The newest checkpoint of a run, by its name; `problem` says whether it is whole."""
     return next(reversed(every(run_folder)), None)
+
+
+def problem(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, with its file; None where every byte is as it was written.
+    Reads all of it."""
+    try:
+        written = json.loads((folder / MANIFEST).read_text())
+        sizes = {name: int(entry["bytes"]) for name, entry in written.items()}
+        for name, size in sizes.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.stat().st_size != size:
+                return f"{path} has {path.stat().st_size} bytes, {size} were written"
+        for name, digest in digests(folder).items():
+            if name in written and digest != written[name]["sha256"]:
+                return f"{folder / name} is not what was written: its checksum is another"
+    except FileNotFoundError:
+        return f"{folder / MANIFEST} is missing"
+    except OSError as error:
+        return f"{error.filename or folder} cannot be read: {error.strerror or error}"
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return f"{folder / MANIFEST} is not a manifest"
+    return None
+
+
+def resumable(run_folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and a line for each folder that was passed over. A damaged
+    checkpoint gets another name, so that its step can be written again. Of the run's writer only.
+    """
+    said = [
+        f"{path} is not a checkpoint and is left alone"
+        for path in sorted((run_folder / "checkpoints").glob("step-*"))
+        if path not in every(run_folder)
+    ]
+    for folder in reversed(every(run_folder)):
+        found = problem(folder)
+        if found is None:
+            return folder, said
+        aside = _free(folder.with_name(f"{DAMAGED}{folder.name}"))
+        folder.rename(aside)
+        said.append(f"{found}; {folder.name} is passed over, and is now {aside.name}")
+    return None, said
 
 
 def write_state(folder: Path, state: DriverState, recipe: Recipe) -> None:
@@ -103,8 +164,31 @@ def _fields(folder: Path) -> Mapping[str, Any]:
 
 
 def every(run_folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted((run_folder / "checkpoints").glob("step-*"))
+    """Checkpoints, oldest first."""
+    found = (run_folder / "checkpoints").glob("step-*")
+    return sorted(path for path in found if re.fullmatch(r"step-\d{8}", path.name))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder but its manifest, by name."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    with ThreadPoolExecutor() as threads:  # hashing holds no lock
+        return dict(zip(names, threads.map(_sha256, paths), strict=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _free(path: Path) -> Path:
+    """This path, or with -2, -3 ... at its end where that is taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def _sync(folder: Path) -> None:

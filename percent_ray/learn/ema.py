@@ -69,7 +69,14 @@ class Ema:
 
     def load(self, steps: int, path: Path) -> None:
         """Continue from the `steps` and the file of `gather`'s tensors of another one, on any
-        number of ranks."""
+        number of ranks. Raises ValueError for a tensor that is missing, of another shape or not
+        finite."""
         self.steps = steps
         with safe_open(path, "pt") as file:
-            self._parts = {name: self._part(file.get_tensor(name)) for name in self._shapes}
+            if lacking := sorted(self._shapes.keys() - set(file.keys())):
+                raise ValueError(f"{path} lacks {len(lacking)} of its tensors: {lacking[0]} ...")
+            for name, shape in self._shapes.items():
+                whole = file.get_tensor(name)
+                if whole.shape != shape or not whole.isfinite().all():
+                    raise ValueError(f"{name} in {path} is not finite, or not of {list(shape)}")
+                self._parts[name] = self._part(whole)

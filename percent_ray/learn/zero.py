@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO 0-3 as an `Engine`. The only module that imports deepspeed, and only when used."""
 
 import logging
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from percent_ray.learn.engine import (
 )
 from percent_ray.models.base import Policy
 from percent_ray.recipe import tree
+from percent_ray.recipe.errors import first_line
 
 TAG = "zero"
 
@@ -47,6 +49,7 @@ class ZeroEngine:
             config=settings,
             dist_init_required=False,
         )
+        self._engine.checkpoint_engine.load = _load
         # DeepSpeed counts the passes of a step in the engine's own forward: called past it, ZeRO-3
         # keeps the last pass's gradients only, and bf16 adds some of them twice.
         policy.module = self._engine
@@ -131,6 +134,22 @@ def saved_weights(folder: Path, *, stage: int) -> dict[str, Tensor]:
         )
     path = folder / TAG / "mp_rank_00_model_states.pt"
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["module"]
+
+
+def _load(path: str, map_location: Any = None) -> Any:
+    """In the place of DeepSpeed's own load, which runs whatever code a file holds. Raises
+    ValueError for a file with more than tensors and what ZeRO notes beside them."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than weights and is not loaded: {first_line(error)}"
+        ) from error
 
 
 def _import_deepspeed() -> Any:

@@ -11,6 +11,9 @@ from torch import Tensor
 from percent_ray.flow.sde import Transition
 from percent_ray.objective.penalties import KLForm, gaussian_kl, reference_kl
 
+LARGEST = 80.0
+"""Log-ratios of clipped transitions are cut here: e^88.7 is all that float32 and bfloat16 hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -96,11 +99,15 @@ def grpo_loss(
 
     rho = exp(log_prob - old_log_prob). The loss is not averaged: its sum over micro-batches and
     ranks, divided by the number of transitions, does not depend on how they were cut.
+
+    What has no gradient in it has none at any log-ratio, also where exp overflows and 0 inf would
+    be NaN. Where A < 0 an infinite rho stays infinite, and so does the gradient: that policy has
+    left its data behind, and the learner says so.
     """
     if clip_low < 0 or clip_high < 0:
         raise ValueError(f"clip ranges are {clip_low} and {clip_high}; set them to 0 or more")
     change = log_prob - old_log_prob
-    ratio = change.exp()
+    ratio = _exp(change, bounded=advantage >= 0)
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = torch.maximum(-advantage * ratio, -advantage * clipped)
     return loss, _metrics(change.detach(), ratio.detach(), clipped.detach(), advantage)
@@ -134,7 +141,8 @@ def transition_loss(
     )
     kl = None
     if weights.score is not None:
-        loss = loss - weights.score * (log_prob - old_log_prob).exp()
+        ratio = _exp(log_prob - old_log_prob, bounded=weights.score == 0)
+        loss = loss - weights.score * ratio
     if weights.log_prob is not None:
         loss = loss + weights.log_prob * log_prob
     if weights.kl_old is not None:
@@ -145,6 +153,11 @@ def transition_loss(
         kl = reference_kl(policy, reference, form=kl_form)
         loss = loss + weights.kl_reference * kl
     return loss, metrics, kl
+
+
+def _exp(change: Tensor, *, bounded: Tensor) -> Tensor:
+    """exp, of at most `LARGEST` where `bounded`."""
+    return torch.where(bounded, change.clamp(max=LARGEST), change).exp()
 
 
 def _metrics(change: Tensor, ratio: Tensor, clipped: Tensor, advantage: Tensor) -> RatioMetrics:

@@ -133,17 +133,32 @@ def _steps(recipe: "Recipe") -> Iterator[str]:
         key = "window_size" if recipe.sampling.window_size else "train_fraction"
         yield f"sampling.{key}: {error}"
 
+        return
+    sampling = recipe.sampling
+    if recipe.is_forward or sampling.kind != "cps":
+        return
+    window, steps = sampling.window_size, sampling.steps
+    if (sampling.window_high if window else len(recipe.trained_steps(0))) == steps:
+        asked = ["sampling.kind flow_sde"]
+        if window and sampling.window_low + window < steps:
+            asked.insert(0, f"sampling.window_high {steps - 1}")
+        elif not window and steps > 1:
+            asked.insert(0, f"sampling.train_fraction {(steps - 0.5) / steps:.4g}")
+        yield (
+            f"sampling.kind cps draws the last of {steps} steps without noise, which cannot be "
+            f"trained; set {' or '.join(asked)}"
+        )
+
 
 def _sizes(recipe: "Recipe") -> Iterator[str]:
-    share = recipe.learner.updates * recipe.runtime.learner.workers * recipe.learner.micro_batch
-    if recipe.trained_images % share:
+    images, updates = recipe.trained_images, recipe.learner.updates
+    if updates > images:
         yield (
-            f"groups_per_step {recipe.data.groups_per_step} x group_size "
-            f"{recipe.sampling.group_size} = {recipe.trained_images} images do not divide into "
-            f"learner.updates {recipe.learner.updates} x runtime.learner.workers "
-            f"{recipe.runtime.learner.workers} x learner.micro_batch {recipe.learner.micro_batch}"
-            f" = {share}; set learner.micro_batch or groups_per_step"
+            f"learner.updates {updates} optimizer steps have {images} images (groups_per_step "
+            f"{recipe.data.groups_per_step} x group_size {recipe.sampling.group_size}) to learn "
+            f"from, at least one each; set learner.updates {images} or lower"
         )
+    yield from _scored(recipe)
     if recipe.model.compile and recipe.runtime.backend == "ray" and recipe.learner.zero_stage == 3:
         yield (
             "model.compile true does not go with learner.zero_stage 3, which gathers weights "
@@ -153,4 +168,16 @@ def _sizes(recipe: "Recipe") -> Iterator[str]:
         yield (
             f"runtime.backend local has one learner, runtime.learner.workers is "
             f"{recipe.runtime.learner.workers}; set it to 1 or runtime.backend to ray"
+        )
+
+
+def _scored(recipe: "Recipe") -> Iterator[str]:
+    try:
+        steps = len(recipe.trained_steps(0))
+    except ValueError:
+        return  # told by `_steps`
+    if steps and recipe.perceptual.steps > steps:
+        yield (
+            f"perceptual.steps {recipe.perceptual.steps} is more than the {steps} trained steps; "
+            f"set perceptual.steps {steps} or lower, 0 is all of them"
         )

@@ -2,14 +2,14 @@
 
 import argparse
 import difflib
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from percent_ray.job import Parser
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.errors import known_keys, parameters
 from percent_ray.recipe.load import RecipeError
@@ -70,25 +70,15 @@ class Arguments:
     """Of a worker, where times are guessed."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RecipeError([message])
-
-
 def parse(argv: Sequence[str], *, job: str, default: Path) -> Arguments:
     """Arguments of `argv`. `default` is the recipe file without --config and --resume.
 
-    Prints `--help` and exits 0; prints one `error:` line for every problem and exits 2.
+    Prints `--help` and exits 0. Raises RecipeError with every problem.
     """
     if {"-h", "--help"} & set(argv):
         print_help(job)
         raise SystemExit(0)
-    try:
-        return _parse(argv, default)
-    except RecipeError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(2) from None
+    return _parse(argv, default)
 
 
 def print_help(job: str) -> None:
@@ -139,7 +129,7 @@ def _show(value: object) -> str:
 
 
 def _parse(argv: Sequence[str], default: Path) -> Arguments:
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False)
     parser.add_argument("--config")
     parser.add_argument("--resume")
     parser.add_argument("--only", choices=["rollout", "learn"])
@@ -150,7 +140,7 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
     parser.add_argument("--tflops", type=_positive)
     flags, overrides = parser.parse_known_args(argv)
     problems = [*_misspelt(overrides)]
-    if flags.resume and flags.config:
+    if flags.resume is not None and flags.config is not None:
         problems.append("--resume reads the run's own recipe; drop --config")
     if (flags.only == "learn") != (flags.source is not None):
         problems.append("--only learn and --from FILE go together; give both or neither")
@@ -165,8 +155,12 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
     resume = _run_folder(flags.resume, problems) if flags.resume else None
     config = Path(flags.config) if flags.config else default
     if flags.config and not config.is_file():
-        shipped = ", ".join(sorted(p.name for p in default.parent.glob("*.yaml")))
-        problems.append(f"--config: no file {config}; {default.parent} has {shipped}")
+        shipped = [path.name for path in default.parent.glob("*.yaml")]
+        close = difflib.get_close_matches(config.name, shipped, 3, cutoff=0.5) or shipped[:3]
+        problems.append(
+            f"--config: no file {config}; {default.parent} has {len(shipped)} recipes, such as "
+            f"{', '.join(sorted(close))}"
+        )
     if problems:
         raise RecipeError(problems)
     recipe = recipes.load(resume / RECIPE_FILE if resume else config, overrides)
@@ -184,7 +178,10 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value

@@ -34,6 +34,10 @@ NEEDS = {
 """What a key needs, by pydantic's type of error."""
 
 
+SHOWN = 80
+"""Characters of a value, at most."""
+
+
 @functools.cache
 def known_keys() -> dict[str, FieldInfo]:
     """Every dotted key of the recipe; a scorer's keys are under scorers.NAME, and under method are
@@ -62,6 +66,12 @@ def parameters(method: str) -> dict[str, FieldInfo]:
 @functools.cache
 def _schema() -> dict[str, Any]:
     return Recipe.model_json_schema()
+
+
+def short(value: object) -> str:
+    """A value as it is written, cut in the middle of a line."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]} ... {text[-15:]}"
 
 
 def generic(key: str) -> str:
@@ -100,9 +110,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             yield f"method.name: unknown {context.get('tag')!r}; known are {', '.join(METHODS)}"
         elif kind in NEEDS:
-            yield f"{key}: got {problem['input']!r}, needs {NEEDS[kind].format(**context)}"
+            yield f"{key}: got {short(problem['input'])}, needs {NEEDS[kind].format(**context)}"
         else:
-            yield f"{key}: got {problem['input']!r}; {problem['msg'].lower()}"
+            yield f"{key}: got {short(problem['input'])}; {problem['msg'].lower()}"
 
 
 def _walk(model: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:

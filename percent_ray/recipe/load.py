@@ -15,7 +15,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from percent_ray.recipe.errors import explain, generic, known_keys
+from percent_ray.recipe import strict_yaml
+from percent_ray.recipe.errors import explain, generic, known_keys, short
+from percent_ray.recipe.strict_yaml import Loader as Loader
 from percent_ray.recipe.tree import Recipe
 
 Tree = dict[str, Any]
@@ -49,6 +51,10 @@ STEERING = (
 """Those of them that are not free under `method.strength: auto`, which measures on probes."""
 
 
+MOST_DOTS = 8
+"""In a key of the command line."""
+
+
 class RecipeError(ValueError):
     """What is wrong with a recipe; each problem is one line that says what to set."""
 
@@ -67,14 +73,14 @@ def load(
     """
     problems: list[str] = []
     tree = defaults()
-    if path is not None:
-        for layer in read(Path(path), problems):
-            tree = merge(tree, layer)
-    for layer in layers:
-        tree = merge(tree, layer)
-    layer = _parse(overrides, problems)
-    _locate(layer, Path.cwd())
-    tree = merge(tree, layer)
+    for layer in [
+        *([] if path is None else read(Path(path), problems)),
+        *layers,
+        _located(_parse(overrides, problems), Path.cwd(), problems),
+    ]:
+        tree = merge(tree, _sections(layer, tree, problems))
+    if unreadable := list(_unreadable(tree)):
+        raise RecipeError([*problems, *unreadable])
     if isinstance(tree["scorers"], dict):
         tree["scorers"] = {k: v for k, v in tree["scorers"].items() if v is not None}
     try:
@@ -122,66 +128,39 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-class Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number and a key may be given once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 class _Dumper(yaml.SafeDumper):
     """Quotes the text that `Loader` would read as a number."""
 
 
-for _class in (Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-        list("-+0123456789"),
-    )
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
 
 
 def read(path: Path, problems: list[str], *, is_base: bool = False) -> list[Tree]:
     """The layers of a recipe file: its base's, where it has one, and its own. What is wrong with
     them is added to `problems`."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except OSError as error:
-        problems.append(f"{path}: {(error.strerror or 'cannot be read').lower()}")
-        return []
-    except UnicodeDecodeError as error:
-        problems.append(f"{path}: byte {error.start + 1} is not UTF-8; save the file as UTF-8")
-        return []
-    except yaml.YAMLError as error:
-        problems.append(f"{path}: not YAML: {_one_line(error)}")
+        tree = strict_yaml.read(path)
+    except ValueError as error:
+        problems.append(str(error))
         return []
     if tree is None:
         return []
     if not isinstance(tree, dict):
-        problems.append(f"{path}: holds {tree!r}; needs sections such as `learner:`")
+        problems.append(f"{path}: holds {short(tree)}; needs sections such as `learner:`")
         return []
     base = tree.pop("base", None)
     layers: list[Tree] = []
     if base is not None and is_base:
         problems.append(f"{path}: a base cannot have a base; take the `base:` line out")
+    elif base is not None and (not isinstance(base, str) or not base.strip()):
+        problems.append(f"{path}: base: got {short(base)}, needs the name of a recipe's file")
     elif base is not None:
-        layers = read(path.parent / str(base), problems, is_base=True)
-    _locate(tree, path.resolve().parent)
-    return [*layers, tree]
-
-
-def _one_line(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return where + str(getattr(error, "problem", error))
+        layers = read(path.parent / base, problems, is_base=True)
+    return [*layers, _located(tree, path.resolve().parent, problems)]
 
 
 def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
@@ -200,9 +179,12 @@ def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
                 continue
             text = waiting.pop(0)
         try:
-            value = text if _is_text(key) else yaml.load(text, Loader)
-        except yaml.YAMLError as error:
-            problems.append(f"{key}: {text!r} is not YAML: {_one_line(error)}")
+            value = text if _is_text(key) else strict_yaml.load(text)
+        except ValueError as error:
+            problems.append(f"{key}: {short(text)} is {error}")
+            continue
+        if key.count(".") > MOST_DOTS:
+            problems.append(f"{short(key)}: unknown; --help lists the keys")
             continue
         *sections, leaf = key.split(".")
         inner = tree
@@ -212,6 +194,9 @@ def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
                 problems.append(f"{key}: {section} was given a value before; drop one of the two")
                 break
         else:
+            if isinstance(inner.get(leaf), dict):
+                problems.append(f"{key}: was given a key of its own before; drop one of the two")
+                continue
             inner[leaf] = value
     return tree
 
@@ -238,25 +223,59 @@ def merge(tree: Tree, layer: Tree, *, removable: bool = False) -> Tree:
     return merged
 
 
-def _locate(tree: Tree, folder: Path) -> None:
-    """Make the relative paths of one layer absolute, in place."""
+def _sections(layer: Tree, tree: Tree, problems: list[str], prefix: str = "") -> Tree:
+    """`layer` without what is a value where `tree` has a section. That is a problem, and not for a
+    later layer to cover up."""
+    kept: Tree = {}
+    for key, value in layer.items():
+        name, inside = f"{prefix}{key}", tree.get(key)
+        if isinstance(value, dict):
+            kept[key] = _sections(value, _section(tree, key), problems, f"{name}.")
+        elif value is not None and (isinstance(inside, dict) or prefix == "scorers."):
+            problems.append(f"{name}: got {short(value)}, needs keys of its own; it is a section")
+        else:
+            kept[key] = value
+    return kept
+
+
+def _unreadable(tree: Tree) -> Iterator[str]:
+    """Texts that no file, terminal or server takes."""
+    for key, value in flatten(tree):
+        for text in (*(value if isinstance(value, list) else [value]), key):
+            if isinstance(text, str) and _CONTROL.search(text):
+                yield f"{key}: {short(text)} has characters that are no text; take them out"
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def _located(tree: Tree, folder: Path, problems: list[str]) -> Tree:
+    """A layer with its relative paths made absolute, in place."""
     scorers = _section(tree, "scorers")
-    for section, keys in [
-        (tree, ("prompts",)),  # of an evaluation's file
-        (_section(tree, "data"), ("prompts", "probe_prompts")),
-        (_section(tree, "model"), ("path",)),
-        (_section(tree, "perceptual"), ("tiny_path",)),
-        *((_section(scorers, name), ("path", "color_path")) for name in scorers),
+    for name, section, keys in [
+        ("", tree, ("prompts",)),  # of an evaluation's file
+        ("data.", _section(tree, "data"), ("prompts", "probe_prompts")),
+        ("model.", _section(tree, "model"), ("path",)),
+        ("perceptual.", _section(tree, "perceptual"), ("tiny_path",)),
+        *((f"scorers.{k}.", _section(scorers, k), ("path", "color_path")) for k in scorers),
     ]:
         for key in keys:
             path = section.get(key)
             if not isinstance(path, str) or not path or "://" in path:
                 continue
-            absolute = _absolute(path, folder)
+            try:
+                absolute = _absolute(path, folder)
+                there = Path(absolute).exists()
+            # No such user of ~user, a name that is too long, a link that leads to itself.
+            except (OSError, RuntimeError, ValueError) as error:
+                why = getattr(error, "strerror", None) or str(error)
+                problems.append(f"{name}{key}: {short(path)} is no path: {why}")
+                section[key] = ""
+                continue
             # `owner/name` is a hub id unless something of that name is there.
-            file = key in ("prompts", "probe_prompts")
-            if file or path.startswith(".") or Path(absolute).exists():
+            if key in ("prompts", "probe_prompts") or path.startswith(".") or there:
                 section[key] = absolute
+    return tree
 
 
 def _section(tree: Tree, name: str) -> Tree:

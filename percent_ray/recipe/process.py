@@ -53,6 +53,11 @@ def notes(recipe: Recipe) -> list[str]:
             "micro-batch; set learner.micro_batch to half of it or less"
         )
     learners = recipe.runtime.learner.workers
+    if part < learners:
+        lines.append(
+            f"{learners - part} of {learners} learners have no image of an optimizer step's {part} "
+            f"and only keep the others company; set runtime.learner.workers {part}"
+        )
     if recipe.data.groups_per_step % learners:
         lines.append(
             f"signal and noise are not measured: {recipe.data.groups_per_step} groups do not "

@@ -19,6 +19,7 @@ from percent_ray import run as runs
 from percent_ray.data.prompts import read_prompts
 from percent_ray.evaluation.generate import PolicySource
 from percent_ray.flow import noise
+from percent_ray.learn import checkpoint
 from percent_ray.learn.engine import TorchEngine
 from percent_ray.models import base, flux
 from percent_ray.recipe.tree import Recipe
@@ -202,11 +203,13 @@ def with_model(run: Run, folder: Path, **changes: object) -> Path:
     made = folder / "checkpoints" / run.checkpoint.name
     made.mkdir(parents=True)
     for path in run.checkpoint.iterdir():
-        (made / path.name).symlink_to(path)
+        if path.name != checkpoint.MANIFEST:
+            (made / path.name).symlink_to(path)
     driver = json.loads((made / "driver.json").read_text())
     driver["recipe"]["model"] |= changes
     (made / "driver.json").unlink()
     (made / "driver.json").write_text(json.dumps(driver))
+    checkpoint.seal(made)
     return folder
 
 
@@ -365,6 +368,7 @@ def test_a_run_without_an_average_exports_its_weights(adapted, tmp_path, monkeyp
     run = with_model(adapted, tmp_path / "run")
     made = run / "checkpoints" / adapted.checkpoint.name
     (made / "ema.safetensors").unlink()
+    checkpoint.seal(made)
     refused(monkeypatch, capsys, run, "--to", tmp_path / "made", "--ema", message="has no EMA")
     main(monkeypatch, run, "--to", tmp_path / "made", "--raw")
     assert "the trained weights" in capsys.readouterr().out
@@ -379,6 +383,7 @@ def test_zero_stages_give_their_trained_weights_or_say_why_not(
     stamp = run / "checkpoints" / adapted.checkpoint.name / "engine.json"
     stamp.unlink()
     stamp.write_text(json.dumps({"zero_stage": 3, "workers": 2}))
+    checkpoint.seal(stamp.parent)
     refused(monkeypatch, capsys, run, "--to", tmp_path / "made", "--raw", message="leave --raw out")
     main(monkeypatch, run, "--to", tmp_path / "made")
 

@@ -92,6 +92,7 @@ def rank_main(rank: int, port: int, recipe: Recipe, folder: Path) -> None:
     results["mixed"] = one_stage(with_learner(recipe, zero_stage=3), dtype=torch.bfloat16)
     results["resumed"] = resume(with_learner(recipe, zero_stage=2), folder / "checkpoint")
     results["resumed_3"] = resume(with_learner(recipe, zero_stage=3), folder / "checkpoint_3")
+    results["bombed"] = bombed(with_learner(recipe, zero_stage=3), folder / "checkpoint_3")
     results["bf16"] = {
         stage: bf16(with_learner(recipe, zero_stage=stage, lr=1e-4, max_grad_norm=0.0))
         for stage in (1, 2, 3)
@@ -159,6 +160,30 @@ def bf16(recipe: Recipe) -> dict:
     table, _ = learner.publish()
     dtypes = {str(t.dtype) for t in arrow.unpack(table).values()} if table else None
     return {"metrics": metrics, "dtypes": dtypes}
+
+
+class Bomb:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._path,)
+
+
+def bombed(recipe: Recipe, folder: Path) -> dict:
+    """What loading a checkpoint of `resume` says whose optimizer states hold code, and whether the
+    code has run."""
+    learner, rank = make(recipe), torch.distributed.get_rank()
+    ran = folder / f"ran-{rank}"
+    [path] = (folder / "zero").glob(f"zero_pp_rank_{rank}_*optim_states.pt")
+    torch.save({"optimizer_state_dict": Bomb(ran)}, path)
+    try:
+        learner.load(folder)
+    except ValueError as error:
+        return {"said": str(error), "ran": ran.exists()}
+    return {"said": "", "ran": ran.exists()}
 
 
 def not_finite(recipe: Recipe) -> str:

@@ -7,7 +7,15 @@ import textwrap
 
 import pytest
 
-from percent_ray.learn.checkpoint import DriverState, latest, read_state, write_state, writing
+from percent_ray.learn.checkpoint import (
+    DriverState,
+    latest,
+    problem,
+    read_state,
+    resumable,
+    write_state,
+    writing,
+)
 from tests.learn.fake import fake_recipe
 
 STATE = DriverState(version=60, shape_state={"scale": 0.5}, mlflow_run_id="abc")
@@ -97,3 +105,63 @@ def test_another_format(tmp_path):
     (tmp_path / "driver.json").write_text(json.dumps(fields | {"format": 9}))
     with pytest.raises(ValueError, match="checkpoint format 9, this version reads 3"):
         read_state(tmp_path, recipe)
+
+
+def damage(folder, how):
+    """What disks and hands do to a checkpoint."""
+    file = folder / "policy" / "weights"
+    if how == "torn":
+        file.write_text("who")
+    if how == "altered":
+        file.write_text("WHOLE")
+    if how == "gone":
+        file.unlink()
+    if how == "a folder in its place":
+        file.unlink()
+        file.mkdir()
+    if how == "without a manifest":
+        (folder / "manifest.json").unlink()
+    if how == "garbage":
+        (folder / "manifest.json").write_bytes(b"\xff[]")
+    if how == "a list":
+        (folder / "manifest.json").write_text("[1]")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("torn", "policy/weights has 3 bytes, 5 were written"),
+        ("altered", "policy/weights is not what was written: its checksum is another"),
+        ("gone", "policy/weights is missing"),
+        ("a folder in its place", "policy/weights is missing"),
+        ("without a manifest", "manifest.json is missing"),
+        ("garbage", "manifest.json is not a manifest"),
+        ("a list", "manifest.json is not a manifest"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, how, said):
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    damage(tmp_path / "checkpoints" / "step-00000002", how)
+    assert said in str(problem(tmp_path / "checkpoints" / "step-00000002"))
+    found, [line] = resumable(tmp_path)
+    assert found == tmp_path / "checkpoints" / "step-00000001"
+    assert said in line
+    assert "step-00000002 is passed over, and is now damaged-step-00000002" in line
+    write(tmp_path, 2)
+    assert resumable(tmp_path) == (tmp_path / "checkpoints" / "step-00000002", [])
+
+
+def test_foreign_and_empty_folders_are_no_checkpoints(tmp_path):
+    write(tmp_path, 1)
+    for name in ("step-foo", "step-99999999"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    found, lines = resumable(tmp_path)
+    assert found == tmp_path / "checkpoints" / "step-00000001"
+    assert [line.split("checkpoints/")[1] for line in lines] == [
+        "step-foo is not a checkpoint and is left alone",
+        "step-99999999/manifest.json is missing; step-99999999 is passed over, and is now "
+        "damaged-step-99999999",
+    ]
+    damage(found, "torn")
+    assert resumable(tmp_path)[0] is None

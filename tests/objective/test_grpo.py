@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from percent_ray.flow.sde import transition
-from percent_ray.objective.grpo import grpo_loss
+from percent_ray.objective.grpo import Weights, grpo_loss, transition_loss
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
 
@@ -73,6 +73,51 @@ def test_a_clipped_transition_has_no_gradient(change, advantage, moves):
     assert log_prob.grad is not None
     assert (log_prob.grad != 0).item() == moves
     assert metrics.clip_low_sum + metrics.clip_high_sum == (not moves)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_log_ratio_beyond_exp_leaves_no_nan_in_the_gradient(dtype):
+    """Clipped, and without any advantage; what is inside of the range has the plain gradient."""
+    change = torch.tensor([1000.0, 100.0, 1000.0, 79.0, 0.05, -0.3, -1000.0, 3.0], dtype=dtype)
+    advantage = torch.tensor([1.0, 0.5, 0.0, 1.0, 1.0, 1.0, -1.0, -1.0], dtype=dtype)
+    log_prob = change.clone().requires_grad_()
+    loss, metrics = grpo_loss(
+        log_prob, torch.zeros_like(change), advantage, clip_low=0.1, clip_high=0.1
+    )
+    (gradient,) = torch.autograd.grad(loss.sum(), log_prob)
+    assert loss.isfinite().all()
+    plain = change.clone().requires_grad_()
+    ratio = plain.exp()
+    surrogate = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.9, 1.1))
+    (expected,) = torch.autograd.grad(surrogate.sum(), plain)
+    assert expected[:3].isnan().all(), "the plain formula"
+    assert gradient[:3].eq(0).all()
+    assert torch.equal(gradient[3:], expected[3:])
+    assert torch.equal(loss[3:], surrogate[3:])
+    assert metrics.clip_high_sum == 3
+    assert metrics.ratio_deviation_max.isfinite()
+
+
+def test_a_bad_transition_that_has_left_its_data_is_not_hidden():
+    log_prob = torch.tensor([100.0], requires_grad=True)
+    loss, _ = grpo_loss(log_prob, torch.zeros(1), -torch.ones(1), clip_low=0.1, clip_high=0.1)
+    (gradient,) = torch.autograd.grad(loss.sum(), log_prob)
+    assert gradient.isinf().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_transition_without_a_score_has_no_gradient_at_any_ratio(dtype):
+    velocity, latents = normal(0, 2, 6).to(dtype).requires_grad_(), normal(1, 2, 6)
+    policy = transition(
+        velocity, latents, 0.8, 0.7, sigma_second=0.9, noise_level=0.7, kind="flow_sde"
+    )
+    old = policy.log_prob(latents).detach() - torch.tensor([200.0, 0.1])
+    weights = Weights(torch.tensor([1.0, 0.0]), score=torch.tensor([0.0, 2.0]))
+    loss, _, _ = transition_loss(policy, latents, old, weights, clip_low=0.1, clip_high=0.1)
+    (gradient,) = torch.autograd.grad(loss.sum(), velocity)
+    assert gradient[0].eq(0).all()
+    assert gradient[1].isfinite().all()
+    assert gradient[1].ne(0).any()
 
 
 def test_clip_higher_lets_good_transitions_go_further():

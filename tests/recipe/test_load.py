@@ -1,12 +1,15 @@
 import pickle
+import re
+from itertools import product
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.errors import generic
 from percent_ray.recipe.load import RecipeError, differences, dump, load
-from percent_ray.recipe.tree import Role
+from percent_ray.recipe.tree import Recipe, Role
 
 PROMPTS = "a red circle\na blue square\n"
 
@@ -189,6 +192,16 @@ def test_null_takes_a_scorer_out(folder):
         ("--sampling.window_size 30", "sampling.window_size: an SDE window of 30 steps does not"),
         ("--sampling.train_fraction 0.001", "sampling.train_fraction: a trained fraction of 0.001"),
         ("--scorers.pickscore.path ./x", "scorers.pickscore.path: no folder {here}/x; give a"),
+        (
+            "--sampling.kind cps --sampling.train_fraction 1",
+            "sampling.kind cps draws the last of 10 steps without noise, which cannot be trained; "
+            "set sampling.train_fraction 0.95 or sampling.kind flow_sde",
+        ),
+        (
+            "--sampling.kind cps --sampling.window_size 2 --sampling.window_high 10",
+            "sampling.kind cps draws the last of 10 steps without noise, which cannot be trained; "
+            "set sampling.window_high 9 or sampling.kind flow_sde",
+        ),
     ],
 )
 def test_one_line_says_what_to_set(folder, overrides, message):
@@ -197,10 +210,37 @@ def test_one_line_says_what_to_set(folder, overrides, message):
     assert "\n" not in found
 
 
-def test_indivisible_sizes_name_the_numbers(folder):
-    (found,) = problems("--data.groups_per_step", "47")
-    assert "47 x group_size 24 = 1128 images do not divide" in found
-    assert "set learner.micro_batch or groups_per_step" in found
+def test_cps_trains_every_step_that_has_noise(folder):
+    for steps in (2, 10, 250):
+        sizes = ["--sampling.kind", "cps", "--sampling.steps", str(steps)]
+        (found,) = problems(*sizes, "--sampling.train_fraction", "1")
+        said = found.split("set sampling.train_fraction ")[1].split(" or ")[0]
+        got = load(None, [*sizes, "--sampling.train_fraction", said])
+        assert got.trained_steps(0) == range(steps - 1)
+    for one in (["--sampling.steps", "1"], ["--sampling.window_size", "10"]):
+        one += ["--sampling.window_high", "10", "--sampling.train_fraction", "1"]
+        (found,) = problems("--sampling.kind", "cps", *one)
+        assert found.endswith("trained; set sampling.kind flow_sde")
+
+
+def test_any_sizes_are_accepted_or_the_line_has_one_that_is(folder):
+    """Groups x images x optimizer steps x ranks x micro-batch x scored steps."""
+    grid = product((1, 3, 47), (2, 5, 24), (1, 2, 7, 200), (1, 2, 5), (1, 8, 1000), (0, 4, 10))
+    for groups, images, updates, ranks, micro_batch, scored in grid:
+        sizes = {
+            "data": {"groups_per_step": groups},
+            "sampling": {"group_size": images},
+            "learner": {"updates": updates, "micro_batch": micro_batch},
+            "runtime": {"learner": {"workers": ranks, "gpus": 1}},
+            "perceptual": {"steps": scored},
+        }
+        if updates > groups * images or scored > 9:
+            with pytest.raises(ValidationError) as refused:
+                Recipe.model_validate(sizes)
+            said = str(refused.value)
+            for section, key, value in re.findall(r"set (\w+)\.(\w+) (\d+)", said):
+                sizes[section] = sizes[section] | {key: int(value)}
+        Recipe.model_validate(sizes)
 
 
 def test_compiled_blocks_do_not_go_with_zero_3(folder):

@@ -3,9 +3,11 @@ import torch
 from safetensors.torch import load_file
 
 from percent_ray.data import arrow
+from percent_ray.learn.batch import Images
 from percent_ray.learn.engine import TorchEngine, check_stamp, write_stamp
 from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, draw_batch, fake_recipe, make_learner, resumed
+from tests.learn.ranks import forward, own, replayed
 
 
 def train(learner, policy, recipe, steps):
@@ -145,3 +147,42 @@ def test_a_gradient_that_is_not_finite_ends_the_update(tmp_path):
     batch.rows[0].weights.advantage[:] = float("nan")
     with pytest.raises(FloatingPointError, match="gradient norm is nan"):
         learner.update(batch)
+
+
+class Counted(TorchEngine):
+    """One rank after the other: the gradients of all add up in the same weights."""
+
+    passes = 0
+
+    def backward(self, loss, *, last):
+        self.passes += 1
+        super().backward(loss, last=last)
+
+
+@pytest.mark.parametrize("process", [lambda recipe: recipe, replayed, forward])
+def test_invariant_6_any_number_of_images_in_any_cut(tmp_path, process):
+    """Gradients and sums of every cut are those of one batch, and all ranks go through the same
+    number of passes: where one has fewer, ZeRO's others wait for it."""
+    expected = None
+    for micro_batch, world in [(100, 1), (1, 1), (2, 2), (3, 4), (4, 3), (7, 2), (100, 5), (2, 17)]:
+        recipe = process(fake_recipe(tmp_path, learner={"micro_batch": micro_batch}))
+        policy = FakePolicy()
+        engine = Counted(recipe.learner, policy)
+        learner = Learner(recipe, policy, engine)
+        batch = draw_batch(FakePolicy(), recipe, groups=3, images=5)
+        engine.world = world
+        passes, tallies = set(), []
+        for engine.rank in range(world):
+            engine.passes = 0
+            mine = own(learner, batch)
+            images, parts = Images(mine, learner._process.columns(mine)), learner._parts(mine)
+            learner._process.begin(learner._batches(images, parts[1:]))
+            tallies.append([learner._accumulate(images, part).sums for part in parts])
+            passes.add(engine.passes)
+        assert len(passes) == 1, (micro_batch, world)
+        sums = sum(torch.stack(rank) for rank in tallies)
+        gradient = torch.cat([weight.grad.flatten() for weight in policy.trainable().values()])
+        expected = expected or (sums, gradient)
+        torch.testing.assert_close(sums, expected[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-7)
+        assert gradient.abs().max() > 1e-4
