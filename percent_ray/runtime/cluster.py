@@ -1,6 +1,7 @@
 """The three roles as Ray actors. The driver passes references on and never fetches a payload."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.runtime import control, placement, places
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.pool import Pool
+from percent_ray.runtime.scaling import Scaler, Watched
 from percent_ray.types import (
     LearnerLost,
     Perception,
@@ -82,6 +84,12 @@ class Cluster:
         self._weights: dict[int, tuple[str | None, ray.ObjectRef | None]] = {}
         self._version = 0
         self._control: asyncio.Task[None] | None = None
+        self._scaler = Scaler(
+            self._watched(),
+            room=lambda need: places.room(places.free(), need),
+            ask=self._request,
+            say=say,
+        )
 
     @classmethod
     async def start(
@@ -147,10 +155,11 @@ class Cluster:
         return perception
 
     async def update(self, batch: ShapedBatch) -> Update:
+        self._scaler.began()
         update, checksum, weights = await self.learner.order("update", batch=batch)
         assert update is not None
         self._remember(update.version, checksum, weights)
-        return update
+        return replace(update, metrics={**update.metrics, **self._scaler.ended()})
 
     async def publish(self, version: int) -> None:
         """An update brings its weights along. Version 0 is what every actor has loaded, so that
@@ -161,9 +170,32 @@ class Cluster:
             _, checksum, weights = await self.learner.order("publish")
             self._remember(version, checksum, weights)
 
+    def _watched(self) -> dict[str, Watched]:
+        """The pools that scale themselves: to no more workers than there are groups for."""
+        runtime, groups = self._recipe.runtime, self._recipe.groups_in_flight
+        roles = {name: getattr(runtime, name) for name in self._pools}
+        return {
+            name: Watched(
+                self._pools[name],
+                least=role.workers,
+                most=max(role.workers, min(role.max_workers, groups)),
+                need=places.need(role),
+            )
+            for name, role in roles.items()
+            if role.max_workers
+        }
+
+    def _request(self, sizes: Mapping[str, int]) -> None:
+        """Machines for pools of these sizes, and for the rest of the run as it is."""
+        runtime = self._recipe.runtime
+        wanted = {"learner": runtime.learner.workers}
+        wanted |= {name: pool.wanted for name, pool in self._pools.items()} | dict(sizes)
+        places.request((places.need(getattr(runtime, name)), n) for name, n in wanted.items())
+
     def resize(self, role: str, workers: int) -> None:
         """As many workers of a role from now on, while the run goes on."""
         pool = self._pools[role]
+        self._scaler.by_hand(role)
         if workers != pool.wanted:
             self._say(f"{role}: {pool.wanted} -> {workers} workers, as asked")
             pool.resize(workers)
@@ -198,7 +230,9 @@ class Cluster:
         self._remember(version, checksum, weights)
 
     async def save(self, folder: Path) -> None:
+        start = time.monotonic()
         await self.learner.order("save", folder=str(folder.absolute()))
+        self._scaler.away(time.monotonic() - start)
 
     def queued(self) -> Mapping[str, int]:
         return {"rollout": self.rollout.waiting, "perception": self.perception.waiting}
@@ -211,3 +245,5 @@ class Cluster:
         await self.learner.close()
         self.rollout.close()
         self.perception.close()
+        if self._watched():
+            places.request([])

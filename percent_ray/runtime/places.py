@@ -1,9 +1,10 @@
 """How many more workers the machines of the cluster have room for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import ray
 from ray._private import state
+from ray.autoscaler.sdk import request_resources
 
 from percent_ray.recipe.tree import Role
 from percent_ray.runtime import placement
@@ -47,6 +48,13 @@ def take(machines: Sequence[Resources], worker: Resources) -> list[Resources]:
             left[number] = {**machine, **rest}
             return left
     return left
+
+
+def request(workers: Iterable[tuple[Resources, int]]) -> None:
+    """Ask Ray's autoscaler for machines for so many workers of each need, whatever is asked already
+    by those that wait for a place. It holds for the whole cluster, until the next request."""
+    bundles = [dict(need) for need, count in workers for _ in range(count)]
+    request_resources(bundles=[bundle for bundle in bundles if bundle])
 
 
 def words(worker: Resources) -> str:

@@ -12,6 +12,7 @@ import pytest
 from percent_ray import run as runs
 from percent_ray.monitor import history
 from percent_ray.recipe.tree import Recipe
+from percent_ray.runtime import places, scaling
 from percent_ray.runtime.cluster import Cluster
 from tests.end_to_end import world as worlds
 
@@ -86,3 +87,34 @@ def test_invariant_11_a_run_that_is_scaled_twice_has_the_straight_runs_numbers(
     sampled = [span["group_id"] for span in spans if span["stage"] == "sample"]
     assert sorted(sampled) == list(range(32)), "none is lost, none is doubled"
     assert "the run is not alive; --resume goes on with it" in scale(run, 2, 1)
+
+
+def test_a_run_that_scales_itself_has_the_straight_runs_numbers(
+    world, tmp_path, ray_cluster, capsys, monkeypatch
+):
+    """And its decision, its reason and what it asked of Ray's autoscaler can be seen."""
+    monkeypatch.setattr(scaling, "GROWS", 1)
+    monkeypatch.setattr(scaling, "FULL", 0.1)
+    straight = runs.train(recipe(world, tmp_path, "straight"))
+    fields = recipe(world, tmp_path, "itself").model_dump()
+    fields["runtime"]["rollout"] |= {"max_workers": 3}
+    requested, request = [], places.request_resources
+    monkeypatch.setattr(
+        places,
+        "request_resources",
+        lambda bundles: requested.append(bundles) or request(bundles=bundles),
+    )
+    run = runs.train(Recipe.model_validate(fields))
+    assert metrics(run) == metrics(straight)
+    pool = [
+        {name: value for name, value in values.items() if name.startswith("pool/")}
+        for values in history.read(run / "metrics.jsonl").values()
+    ]
+    grown = next(values for values in pool if values.get("pool/rollout_reason") == 1)
+    assert grown["pool/rollout_wanted"] > grown["pool/rollout_workers"] == 1
+    assert grown["pool/learner_waited"] > scaling.WAITS
+    assert re.search(
+        r"rollout: 1 -> [23] workers: the learner waits \d+% of a step", capsys.readouterr().out
+    )
+    assert len(requested[0]) >= 4, "learner, perception and two or three that sample"
+    assert requested[-1] == [], "given back"
