@@ -257,6 +257,9 @@ class Monitor(Section):
     """Steps between probes: fixed prompts, fixed noise, pictures. 0 is off."""
     probe_groups: bounds.Batch = 4
     """Prompts of a probe."""
+    alarm_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """A line warns when the pixel variance or Vendi of the probes falls below this share of the
+    first probe's; 0 is off."""
 
 
 class Role(Section):

@@ -200,4 +200,4 @@ def _checked(values: Tensor, images: int, *, dims: int) -> Tensor:
             f"returned {str(values.dtype).removeprefix('torch.')} {list(values.shape)}, expected "
             f"floats {wanted}"
         )
-    return values.float().cpu()
+    return values.detach().float().cpu()

@@ -158,7 +158,9 @@ def test_a_file_that_is_cut_short_is_one_line(clip_folder, tmp_path):
     shutil.copytree(clip_folder, tmp_path / "short")
     file = tmp_path / "short" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"^scorers\.clip: model of .*short: SafetensorError: "):
+    with pytest.raises(
+        ValueError, match=r"^scorers\.clip: model of .*short: its model\.safetensors is to"
+    ):
         load_scorer("clip", Settings(path=str(tmp_path / "short")), device=CPU)
 
 
@@ -176,7 +178,9 @@ def test_a_folder_without_its_tokenizer_is_refused(clip_folder, tmp_path, kind):
     shutil.copytree(clip_folder, tmp_path / "mute")
     for file in (tmp_path / "mute").glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(ValueError, match=r"^scorers\.mine: tokenizer of .*mute knows 2 tokens and"):
+    with pytest.raises(
+        ValueError, match=r"^scorers\.mine: tokenizer of .*mute: has none of tokenizer\."
+    ):
         load_scorer("mine", Settings(kind=kind, path=str(tmp_path / "mute")), device=CPU)
 
 
