@@ -56,6 +56,8 @@ class Judge:
         device = best_device()
         if problem := protocol.unknown(recipe.scorers):
             raise ValueError(problem)
+        judges = {name: recipe.scorers[name] for name in protocol.judges}
+        self._prompts = read_prompts(locate_prompts(protocol.prompts), judges=judges)
         names = dict.fromkeys((*protocol.judges, *protocol.encoders))
         self._scorers = {
             name: load_scorer(name, recipe.scorers[name], device=device) for name in names
@@ -70,7 +72,6 @@ class Judge:
         self._source = PolicySource(
             self._policy, decoder, steps=protocol.steps, batch_size=recipe.sampling.batch_size
         )
-        self._prompts = read_prompts(locate_prompts(protocol.prompts))
         self._protocol = protocol
         self.loaded = [m.describe() for m in (self._policy, decoder, *self._scorers.values())]
         """What was loaded, a line each."""

@@ -131,7 +131,8 @@ def load(path: Path, runs: Sequence[str] = (), *, newest: bool = False, **settin
     if evaluation.against and evaluation.against not in {row.label for row in rows}:
         labels = ", ".join(row.label for row in rows)
         raise RecipeError([f"against: no row {evaluation.against!r}; there are {labels}"])
-    prompts = read_prompts(locate_prompts(evaluation.prompts))
+    judges = {name: evaluation.scorers[name] for name in evaluation.judges}
+    prompts = read_prompts(locate_prompts(evaluation.prompts), judges=judges)
     notes += _strangers(rows, evaluation)
     return Plan(evaluation, tuple(rows), tuple(prompts), tuple(notes))
 
