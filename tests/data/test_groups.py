@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -210,7 +211,7 @@ def test_a_file_of_other_settings_names_them(file):
     ],
 )
 def test_tensors_that_are_not_the_models_are_one_line(file, latents, tokens, steps, expected):
-    policy = SimpleNamespace(
+    policy: Any = SimpleNamespace(
         latent_shape=latents, condition_shapes=lambda: {"prompt_embeds": (tokens, 8)}
     )
     found = groups.read(file, RECIPE)
