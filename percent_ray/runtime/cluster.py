@@ -85,13 +85,14 @@ class Cluster:
         scorer broken.
         """
         placement.connect()
-        placement.check(recipe, ray.cluster_resources())
+        await placement.wait(recipe)
         cluster = cls(recipe, run_folder=run_folder, resume=resume)
         try:
             async with asyncio.TaskGroup() as group:
                 rollout = group.create_task(cluster.rollout.ready())
                 perception = group.create_task(cluster._perception_ready(first))
             cluster.loaded = [*rollout.result()[0], *perception.result()]
+            await placement.wait(recipe, roles=["learner"])
             cluster.learner.start()
         except BaseException as error:
             await cluster.close()
