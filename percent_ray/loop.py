@@ -72,6 +72,8 @@ class Progress:
 
     version: int = 0
     shape_state: State = field(default_factory=dict)
+    oldest: int | None = None
+    """The first version whose weights are there to draw by; None: this one."""
 
 
 Checkpoint = Callable[[Progress], Any]
@@ -100,7 +102,8 @@ class Loop:
         self.checkpoint = checkpoint
         self.progress = progress
         self.stopping = False
-        """Set from outside: finish the step at hand, write a checkpoint, return."""
+        """Set from outside: finish the step at hand, write a checkpoint, return. There is no last
+        probe: whoever stops a run may not wait for long."""
         self._recorded = time.time()
         self._groups: dict[int, asyncio.Task[Group]] = {}
         self._slots = Slots(
@@ -109,7 +112,10 @@ class Loop:
             checkpoint_every=recipe.run.checkpoint_every,
             steps=recipe.run.steps,
             version=progress.version,
+            oldest=progress.oldest,
         )
+        self._saved = progress.version
+        """The version of the last checkpoint."""
 
     async def run(self) -> Progress:
         """Train until `run.steps`; returns where the run stands. Errors of any role end it."""
@@ -118,7 +124,9 @@ class Loop:
             self._recorded = time.time()
             while self.progress.version < self.recipe.run.steps and not self.stopping:
                 await self._step()
-            await self._probe()
+            await self._save()
+            if not self.stopping:
+                await self._probe()
         finally:
             for task in self._groups.values():
                 task.cancel()
@@ -156,11 +164,13 @@ class Loop:
         # Before the checkpoint: a run that is killed between the two repeats the step. The other
         # way round, the resumed run would go on behind a step that no record has.
         self.observer.step(step, metrics, spans)
-        if update.version % self.recipe.run.checkpoint_every == 0 or self._ends():
-            await self.checkpoint(self.progress)
+        if update.version % self.recipe.run.checkpoint_every == 0:
+            await self._save()
 
-    def _ends(self) -> bool:
-        return self.stopping or self.progress.version == self.recipe.run.steps
+    async def _save(self) -> None:
+        if self._saved < self.progress.version:
+            await self.checkpoint(self.progress)
+            self._saved = self.progress.version
 
     def _launch(self) -> None:
         """Send every group on its way that has a free slot."""

@@ -8,6 +8,9 @@ import torch
 from percent_ray.models import pretrained
 from percent_ray.recipe import tree
 
+NEEDED = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer")
+"""Parts without which no pipeline here works; further text encoders and tokenizers are numbered."""
+
 
 def tower(
     model: tree.Model,
@@ -32,11 +35,19 @@ def tower(
         instead=instead,
         dtype=getattr(torch, model.dtype),
     )
+    # CLIP's pooled features are those of one token, and its pipelines pad to the tokenizer's limit.
+    limits: dict[str, int] = {}
+    if hasattr(encoder.config, "max_position_embeddings"):
+        limits = {
+            "end": encoder.config.eos_token_id,
+            "longest": encoder.config.max_position_embeddings,
+        }
     tokens = pretrained.tokenizer(
         tokenizer,
         model.folder,
         part=f"model.path: tokenizer{number}",
         vocabulary=encoder.config.vocab_size,
+        **limits,
         subfolder=f"tokenizer{number}",
         instead=instead,
     )
@@ -44,9 +55,32 @@ def tower(
     return {f"text_encoder{number}": frozen, f"tokenizer{number}": tokens}
 
 
+def check_width(part: str, width: int, network: Any, key: str, model: tree.Model) -> None:
+    """Raises ValueError where a text tower gives other features than the transformer takes."""
+    if width != network.config[key]:
+        raise ValueError(
+            f"model.path: {part} of {model.path}: its config.json gives {width} features and the "
+            f"transformer's {key} is {network.config[key]}; give a folder with both of one model"
+        )
+
+
 def has(index: Mapping[str, Any], part: str) -> bool:
     """Whether a pipeline's model_index.json names a model for `part`."""
     return (index.get(part) or [None])[0] is not None
+
+
+def check_index(index: Mapping[str, Any], model: tree.Model) -> None:
+    """Raises ValueError where a model_index.json does not give library and class of a part that is
+    read, or [null, null] for one that the pipeline can do without."""
+    for part, named in index.items():
+        whole = isinstance(named, list) and len(named) == 2
+        known = whole and all(isinstance(name, str) for name in named)
+        can_lack = part not in NEEDED and named == [None, None]
+        if part.startswith(NEEDED) and not known and not can_lack:
+            raise ValueError(
+                f"model.path: {part} of {model.path}: model_index.json gives {named!r} for it, "
+                "expected its library and class; give the file as save_pretrained writes it"
+            )
 
 
 def parts(model: tree.Model, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -56,6 +90,7 @@ def parts(model: tree.Model, prefix: str) -> Iterator[tuple[str, Any]]:
     from diffusers import DiffusionPipeline
 
     index = pretrained.config(DiffusionPipeline, model.folder, part="model.path: pipeline")
+    check_index(index, model)
     for part in sorted(name for name in index if name.startswith(prefix) and has(index, name)):
         kind = index[part][1]
         if "T5" in kind and not model.t5:

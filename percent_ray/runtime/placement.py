@@ -15,6 +15,7 @@ from ray import PlacementGroupID
 from ray._private.state import available_resources_per_node, state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
 from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from percent_ray.recipe.tree import Recipe, Role
 
@@ -120,6 +121,11 @@ def resources() -> dict[str, float]:
     """CPUs, GPUs and bytes of memory of all `machines`."""
     found = machines()
     return {name: math.fsum(m.whole.get(name, 0.0) for m in found) for name in FIELDS}
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """On this machine, which has the run's folder."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def options(role: Role) -> dict[str, float]:

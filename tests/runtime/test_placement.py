@@ -31,7 +31,7 @@ def recipe(**roles: Role) -> Recipe:
             {"rollout": Role(workers=2, gpus=0.5), "learner": Role(gpus=1)},
             [machine(gpus=2)],
         ),
-        ({"rollout": Role(workers=3, gpus=0.5)}, [machine(2, 1), machine(2, 1)]),
+        ({"rollout": Role(workers=3, gpus=0.5)}, [machine(3, 1), machine(2, 1)]),
         ({"learner": Role(cpus=2)}, [machine(2), machine(2)]),  # the small ones share a machine
         (
             {"rollout": Role(gpus=1, cpus=1), "learner": Role(gpus=2, cpus=1)},
