@@ -120,7 +120,7 @@ class Cluster:
         scorer broken.
         """
         placement.connect()
-        placement.check(recipe, ray.cluster_resources())
+        await placement.wait(recipe)
         control.write_address(run_folder)
         cluster = cls(recipe, run_folder=run_folder, resume=resume, say=say)
         try:
@@ -128,6 +128,7 @@ class Cluster:
                 rollout = group.create_task(cluster.rollout.ready())
                 perception = group.create_task(cluster._perception_ready(first))
             cluster.loaded = [*rollout.result()[0], *perception.result()]
+            await placement.wait(recipe, roles=["learner"])
             cluster.learner.start()
             cluster._control = asyncio.create_task(
                 control.obey(run_folder, cluster.state, cluster.resize)
