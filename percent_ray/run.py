@@ -76,7 +76,7 @@ async def _train(
     roles = None
     try:
         with terminal:
-            roles = await _start(recipe, folder, source, prompts[0])
+            roles = await _start(recipe, folder, source, prompts[0], terminal.say)
             said = [*passed, *notes(recipe), *_cut(recipe, prompts)]
             terminal.say("\n".join([*roles.loaded, *said]))
             saves = _Checkpoint(recipe, folder, roles, tracker)
@@ -120,7 +120,13 @@ def _loops(
     return begin
 
 
-async def _start(recipe: Recipe, folder: Path, source: Path | None, first: Prompt) -> Any:
+async def _start(
+    recipe: Recipe,
+    folder: Path,
+    source: Path | None,
+    first: Prompt,
+    say: Callable[[str], None],
+) -> Any:
     """The roles of `runtime.backend`. Ray is imported only where it is asked for."""
     if recipe.runtime.backend == "local":
         from percent_ray.runtime.local import Local
@@ -128,7 +134,7 @@ async def _start(recipe: Recipe, folder: Path, source: Path | None, first: Promp
         return Local(recipe, first=first, resume=source)
     from percent_ray.runtime.cluster import Cluster
 
-    return await Cluster.start(recipe, first=first, run_folder=folder, resume=source)
+    return await Cluster.start(recipe, first=first, run_folder=folder, resume=source, say=say)
 
 
 class _Checkpoint:

@@ -65,7 +65,11 @@ def learn_groups(recipe: Recipe, source: Path) -> dict[str, float]:
     policy = family(model.family).load_policy(
         model, seed=recipe.run.seed, device=best_device(), text=False
     )
-    file_of.check_fits(source, batch, policy, recipe)
+    shapes = {
+        "latent_shape": policy.latent_shape,
+        "condition_shapes": policy.condition_shapes(),
+    }
+    file_of.check_fits(source, batch, recipe, **shapes)
     learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
     update = learner.update(batch)
     print(json.dumps(dict(update.metrics), indent=1))
