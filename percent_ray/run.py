@@ -20,6 +20,7 @@ from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.process import notes
 from percent_ray.recipe.tree import Recipe
+from percent_ray.slots import drawn_by
 from percent_ray.types import Prompt
 
 
@@ -48,7 +49,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
             found = "".join(f"; {line}" for line in passed)
             raise ValueError(f"{folder} has no whole checkpoint to resume; start a new run{found}")
         state = checkpoint.read_state(source, recipe)
-        progress = Progress(state.version, state.shape_state)
+        progress = Progress(state.version, state.shape_state, state.oldest)
         run_id = state.mlflow_run_id
     prompts = read_prompts(locate_prompts(recipe.data.prompts))
     _quiet(recipe)
@@ -63,7 +64,7 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     tracker.params(dict(recipes.flatten(recipe.model_dump(mode="json"))))
     tracker.file(folder / RECIPE_FILE, "recipe")
     terminal = Terminal(recipe.run.steps)
-    journal = Journal(tracker, terminal)
+    journal = Journal(tracker, terminal, alarm_share=recipe.monitor.alarm_share)
     status: Status = "FAILED"
     roles = None
     try:
@@ -135,6 +136,9 @@ class _Checkpoint:
             version=progress.version,
             shape_state=progress.shape_state,
             mlflow_run_id=self._tracker.run_id,
+            oldest=drawn_by(
+                progress.version, self._recipe.runtime.max_staleness, run.checkpoint_every
+            ),
         )
         with checkpoint.writing(self._folder, progress.version, keep=run.keep_checkpoints) as aside:
             await self._roles.save(aside)

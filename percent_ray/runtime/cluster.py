@@ -9,6 +9,8 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError
 
+from percent_ray.data import arrow
+from percent_ray.learn import older
 from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.perception import PerceptionWorker
@@ -16,6 +18,7 @@ from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.runtime import placement
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.pool import Pool
+from percent_ray.slots import drawn_by
 from percent_ray.types import (
     LearnerLost,
     Perception,
@@ -59,6 +62,14 @@ def _pool(kind: type, recipe: Recipe, role: tree.Role, *, name: str) -> Pool:
     )
 
 
+def _older(source: Path | None) -> dict[int, tuple[str | None, ray.ObjectRef | None]]:
+    """The weights that a checkpoint holds of versions before its own, and the loaded ones."""
+    held: dict[int, tuple[str | None, ray.ObjectRef | None]] = {0: (None, None)}
+    for version, weights in older.read(source).items():
+        held[version] = (arrow.checksum(arrow.unpack(weights)), ray.put(weights))
+    return held
+
+
 class Cluster:
     """`loop.Roles` on a Ray cluster. Build it with `start`."""
 
@@ -71,7 +82,7 @@ class Cluster:
         self._max_staleness = runtime.max_staleness
         self.loaded: list[str] = []
         """What was loaded, a line each."""
-        self._weights: dict[int, tuple[str | None, ray.ObjectRef | None]] = {}
+        self._weights = _older(resume)
 
     @classmethod
     async def start(
@@ -135,9 +146,7 @@ class Cluster:
     async def publish(self, version: int) -> None:
         """An update brings its weights along. Version 0 is what every actor has loaded, so that
         sampling need not wait for the learner; a resumed run asks for its first one."""
-        if version == 0:
-            self._weights[0] = (None, None)
-        elif version not in self._weights:
+        if version not in self._weights:
             _, checksum, weights = await self.learner.order("publish")
             self._remember(version, checksum, weights)
 
@@ -154,7 +163,7 @@ class Cluster:
         or (None) before training. The actors of the other roles stay. Returns when it has loaded;
         raises LearnerLost where it dies, too."""
         self.learner.end()
-        self._weights.clear()  # lost with the rank that has published them
+        self._weights = _older(source)  # the others are lost with the rank that published them
         self.learner = LearnerGroup(self._recipe, run_folder=self._run_folder, resume=source)
         self.learner.start()
         _, checksum, weights = await self.learner.order("publish")
@@ -162,6 +171,11 @@ class Cluster:
 
     async def save(self, folder: Path) -> None:
         await self.learner.order("save", folder=str(folder.absolute()))
+        version, runtime = max(self._weights), self._recipe.runtime
+        first = drawn_by(version, runtime.max_staleness, self._recipe.run.checkpoint_every)
+        write = ray.remote(older.write).options(num_cpus=0, scheduling_strategy=placement.here())
+        for before in range(max(first, 1), version):  # version 0 is what every actor has loaded
+            await write.remote(folder.absolute(), before, self._weights[before][1])
 
     def queued(self) -> Mapping[str, int]:
         return {"rollout": self.rollout.waiting, "perception": self.perception.waiting}

@@ -12,6 +12,8 @@ from percent_ray.recipe.paths import locate
 from percent_ray.scorers.base import Report, pixel_values
 from percent_ray.types import Prompt
 
+SCORES = False
+
 DEFAULT = "facebook/dinov2-base"
 
 

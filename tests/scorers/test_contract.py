@@ -1,5 +1,6 @@
 """What every scorer is held to: whole weights at load, batches, and answers of the right form."""
 
+import inspect
 import shutil
 from pathlib import Path
 
@@ -205,3 +206,14 @@ def test_every_kind_is_found_and_helpers_are_none():
         "pickscore",
         "unifiedreward",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "call"), [("ENCODES = False", "encode"), ("SCORES = False", "score")]
+)
+def test_a_kind_says_what_it_does_not_do_and_refuses_it(line, call):
+    for kind in SCORERS.names():
+        module = SCORERS.module(kind, key="")
+        scorer = next(c for c in vars(module).values() if hasattr(c, call) and hasattr(c, "report"))
+        refuses = "only" in inspect.getsource(getattr(scorer, call))
+        assert SCORERS.has(kind, line) == refuses, kind
