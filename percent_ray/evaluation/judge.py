@@ -62,17 +62,10 @@ class Protocol(Section):
                     yield f"evaluation: {key} names {name}, and a {kind} {does}; leave it out there"
 
     def read(self, scorers: Mapping[str, tree.Scorer]) -> list[Prompt]:
-        """The prompts. Raises ValueError for a file that is none, and where all of them lack what a
-        geneval among the judges reads."""
-        prompts = read_prompts(locate_prompts(self.prompts))
-        asks = [n for n in self.judges if n in scorers and (scorers[n].kind or n) == "geneval"]
-        if asks and not any(prompt.metadata for prompt in prompts):
-            raise ValueError(
-                f"{locate_prompts(self.prompts)}: the judge {asks[0]} needs GenEval's records, and "
-                f"none of its {len(prompts)} prompts has one; give a .jsonl with tag and include, "
-                "or leave that judge out"
-            )
-        return prompts
+        """The prompts. Raises ValueError for a file that is none, and for a prompt without the
+        record that a geneval among the judges reads."""
+        judges = {name: scorers[name] for name in self.judges if name in scorers}
+        return read_prompts(locate_prompts(self.prompts), judges=judges)
 
 
 class Judge:
