@@ -13,6 +13,7 @@ from percent_ray.flow.sampler import Solver
 from percent_ray.objective import forward
 from percent_ray.objective.methods.flow_grpo import FlowGrpo
 from percent_ray.recipe.paths import locate_pipeline
+from percent_ray.recipe.secret import Uri
 from percent_ray.recipe.section import AnyMethod, Section
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -250,8 +251,9 @@ class Data(Section):
 
 
 class Monitor(Section):
-    tracking_uri: str = ""
-    """MLflow server or database; a sqlite file in run.folder where empty."""
+    tracking_uri: Uri = ""
+    """MLflow server or database; a sqlite file in run.folder where empty. Its user, password and
+    query are written nowhere: give it again with --resume."""
     experiment: str = "percent_ray"
     """MLflow experiment."""
     spaces: tuple[str, ...] = ()
