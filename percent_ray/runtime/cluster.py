@@ -16,7 +16,7 @@ from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.roles.rollout import RolloutWorker
-from percent_ray.runtime import control, placement, places
+from percent_ray.runtime import connection, control, placement, places
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.pool import Pool
 from percent_ray.runtime.rank import Lost
@@ -127,7 +127,7 @@ class Cluster:
         Raises ValueError, in one line, where the cluster is too small, a model's folder is bad or a
         scorer broken.
         """
-        placement.connect()
+        connection.connect()
         await placement.wait(recipe)
         control.write_address(run_folder)
         cluster = cls(recipe, run_folder=run_folder, resume=resume, say=say)
