@@ -236,6 +236,15 @@ def _sizes(recipe: "Recipe") -> Iterator[str]:
             "model.compile true does not go with learner.zero_stage 3, which gathers weights "
             "inside the compiled blocks; set learner.zero_stage 2 or model.compile false"
         )
+    for name in ("rollout", "perception", "learner"):
+        role = getattr(recipe.runtime, name)
+        if not role.max_workers:
+            continue
+        key = f"runtime.{name}.max_workers {role.max_workers}"
+        if name == "learner":
+            yield f"{key}: the learner group keeps its size; leave it out"
+        elif role.max_workers < role.workers:
+            yield f"{key} is below runtime.{name}.workers {role.workers}; set it higher"
     if recipe.runtime.backend == "local" and recipe.runtime.learner.workers > 1:
         yield (
             f"runtime.backend local has one learner, runtime.learner.workers is "

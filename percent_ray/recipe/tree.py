@@ -264,7 +264,10 @@ class Monitor(Section):
 
 class Role(Section):
     workers: bounds.Workers = 1
-    """Processes."""
+    """Processes; where max_workers is set, at the start and at least."""
+    max_workers: bounds.Workers | Literal[0] = 0
+    """rollout, perception: the pool grows to at most so many while the learner waits for groups,
+    and shrinks where they idle; 0 keeps its size."""
     cpus: bounds.Amount = 1.0
     """CPUs of one worker."""
     gpus: bounds.Amount = 0.0
@@ -310,6 +313,11 @@ class Recipe(Section):
     def trained_images(self) -> int:
         """Images of one learner step."""
         return self.data.groups_per_step * self.sampling.group_size
+
+    @property
+    def groups_in_flight(self) -> int:
+        """Of those that are learned from, at most, from being sampled to being published."""
+        return self.data.groups_per_step * (self.runtime.max_staleness + 1)
 
     @property
     def is_forward(self) -> bool:

@@ -188,6 +188,14 @@ def test_null_takes_a_scorer_out(folder):
             "--scorers.clip.normalize true",
             "scorers.clip.normalize: its weight is 0; set weight, or leave normalize out",
         ),
+        (
+            "--runtime.rollout.workers 4 --runtime.rollout.max_workers 3",
+            "runtime.rollout.max_workers 3 is below runtime.rollout.workers 4; set it higher",
+        ),
+        (
+            "--runtime.learner.max_workers 3",
+            "runtime.learner.max_workers 3: the learner group keeps its size; leave it out",
+        ),
         ("--scorers.vae.kind clip", "scorers: 'vae' can be no name; give letters, digits, '_' and"),
         ("--sampling.window_size 30", "sampling.window_size: an SDE window of 30 steps does not"),
         ("--sampling.train_fraction 0.001", "sampling.train_fraction: a trained fraction of 0.001"),
