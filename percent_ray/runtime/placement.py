@@ -64,7 +64,7 @@ class _Room:
     def take(self, role: Role) -> bool:
         """Make place for one worker, where there is any."""
         least = min(role.gpus, 1.0) - EPS
-        cards = sorted((card for card in self.cards if card >= least), reverse=role.gpus >= 1)
+        cards = sorted(card for card in self.cards if card >= least)
         count = math.ceil(role.gpus - EPS)
         if self.cpus < role.cpus - EPS or self.memory_gb < role.memory_gb - EPS:
             return False
