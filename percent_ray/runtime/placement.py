@@ -1,14 +1,12 @@
-"""The cluster: how it is joined, and what a recipe asks of it held against what it has."""
+"""What a recipe asks of a cluster, held against what its machines have."""
 
 import asyncio
 import bisect
-import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray import PlacementGroupID
@@ -18,6 +16,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from percent_ray.recipe.tree import Recipe, Role
+from percent_ray.runtime import connection
 
 GIB = 1024**3
 ROLES = ("rollout", "perception", "learner")
@@ -78,27 +77,11 @@ class _Room:
         return True
 
 
-def connect(*, cpus: int | None = None) -> bool:
-    """Join the cluster of RAY_ADDRESS (set inside a Ray job), or start one on this machine, with
-    the machine's cores or `cpus`. Returns whether it did; False where this process has one."""
-    if ray.is_initialized():
-        return False
-    own: dict[str, Any] = {
-        "address": "local",  # not one that happens to run on this machine
-        "num_cpus": cpus,
-        "include_dashboard": False,  # takes longer to start than the rest of the cluster
-    }
-    joined = "RAY_ADDRESS" in os.environ
-    # Workers' output stays in their log files: what matters of it comes back as an error.
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **({} if joined else own))
-    return True
-
-
 def machines() -> list[Machine]:
     """Those of the cluster that this process has joined, or of that of RAY_ADDRESS, which it then
     joins; this machine alone, where Ray is not started for it."""
     if "RAY_ADDRESS" in os.environ:
-        connect()
+        connection.connect()
     if ray.is_initialized():
         free = available_resources_per_node()
         return [
