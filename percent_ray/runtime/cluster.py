@@ -128,7 +128,7 @@ class Cluster:
         scorer broken.
         """
         connection.connect()
-        await placement.wait(recipe)
+        await placement.wait(recipe, say=say)
         control.write_address(run_folder)
         cluster = cls(recipe, run_folder=run_folder, resume=resume, say=say)
         try:
@@ -136,7 +136,7 @@ class Cluster:
                 rollout = group.create_task(cluster.rollout.ready())
                 perception = group.create_task(cluster._perception_ready(first))
             cluster.loaded = [*rollout.result()[0], *perception.result()]
-            await placement.wait(recipe, roles=["learner"])
+            await placement.wait(recipe, roles=["learner"], say=say)
             cluster.learner.start()
             cluster._control = asyncio.create_task(
                 control.obey(run_folder, cluster.state, cluster.resize)

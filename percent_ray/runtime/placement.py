@@ -5,7 +5,7 @@ import bisect
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -63,7 +63,7 @@ class _Room:
     def take(self, role: Role) -> bool:
         """Make place for one worker, where there is any."""
         least = min(role.gpus, 1.0) - EPS
-        cards = sorted((card for card in self.cards if card >= least), reverse=role.gpus >= 1)
+        cards = sorted(card for card in self.cards if card >= least)
         count = math.ceil(role.gpus - EPS)
         if self.cpus < role.cpus - EPS or self.memory_gb < role.memory_gb - EPS:
             return False
@@ -124,15 +124,25 @@ def check(recipe: Recipe, machines: Sequence[Machine]) -> None:
         raise ValueError(line)
 
 
-async def wait(recipe: Recipe, *, roles: Sequence[str] = ROLES) -> None:
-    """Until what the `roles` ask is free. Raises ValueError at once where the machines do not have
-    it, and after a while where others still hold it."""
+async def wait(
+    recipe: Recipe,
+    *,
+    roles: Sequence[str] = ROLES,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Until what the `roles` ask is free. `say` gets a line where that is not so at once. Raises
+    ValueError at once where the machines do not have it, and after a while where others still hold
+    it."""
     check(recipe, machines())
     longest = min(WAIT_S, recipe.runtime.timeout_s)
-    end = time.monotonic() + longest
+    start, told = time.monotonic(), False
     while line := lacking(recipe, machines(), roles=roles, free=True):
-        if time.monotonic() > end:
+        waited = time.monotonic() - start
+        if waited > longest:
             raise ValueError(f"{line}; others have held the rest for {longest:g} s")
+        if not told and waited > LOOK_S:
+            say(f"{line}; waiting up to {longest:g} s for those who hold the rest")
+            told = True
         free_places()
         await asyncio.sleep(LOOK_S)
 

@@ -158,12 +158,17 @@ def test_what_no_machine_has_is_refused_at_once_and_what_others_hold_after_a_whi
     ):
         asyncio.run(placement.wait(asked))
     monkeypatch.setattr(placement, "WAIT_S", 60.0)
+    said: list[str] = []
 
     async def released() -> None:
-        waiting = asyncio.create_task(placement.wait(asked))
-        await asyncio.sleep(0.1)
+        waiting = asyncio.create_task(placement.wait(asked, say=said.append))
+        while not said:
+            await asyncio.sleep(0.1)
         assert not waiting.done()
         ray.kill(holder)
         await waiting
 
     asyncio.run(released())
+    assert len(said) == 1
+    assert "0 of 1 CPU free" in said[0]
+    assert said[0].endswith("; waiting up to 60 s for those who hold the rest")
