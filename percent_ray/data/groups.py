@@ -6,6 +6,7 @@ settings that the groups were drawn under.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from percent_ray.data import arrow
-from percent_ray.models.base import Policy
 from percent_ray.objective.grpo import Weights
 from percent_ray.recipe.errors import first_line
 from percent_ray.recipe.tree import Recipe
@@ -83,17 +83,25 @@ def read(path: Path, recipe: Recipe) -> ShapedBatch:
     return ShapedBatch(version=0, rows=tuple(_row(path, row) for row in rows))
 
 
-def check_fits(path: Path, batch: ShapedBatch, policy: Policy, recipe: Recipe) -> None:
-    """Raises ValueError where the tensors of a batch are not those of the policy."""
+def check_fits(
+    path: Path,
+    batch: ShapedBatch,
+    recipe: Recipe,
+    *,
+    latent_shape: tuple[int, ...],
+    condition_shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Raises ValueError where the tensors of a batch are not those of the policy whose latents and
+    conditions have these shapes."""
     latents = "final" if recipe.is_forward else "latents"
-    needed = {name: (1, *shape) for name, shape in policy.condition_shapes().items()}
+    needed = {name: (1, *shape) for name, shape in condition_shapes.items()}
     for row in batch.rows:
         shape = tuple(arrow.column(row.payload, latents).shape[-3:])
         condition = {name: tuple(t.shape) for name, t in arrow.unpack(row.condition).items()}
         last = arrow.steps(row.payload).stop
         problem = (
-            f"latents {shape}, the model's are {policy.latent_shape}"
-            if shape != tuple(policy.latent_shape)
+            f"latents {shape}, the model's are {latent_shape}"
+            if shape != latent_shape
             else f"a condition of {condition}, the model's are {needed}"
             if condition != needed
             else f"{last} steps, sampling.steps are {recipe.sampling.steps}"

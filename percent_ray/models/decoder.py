@@ -105,10 +105,20 @@ class VaeDecoder:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "N C H W"]) -> UInt8[Tensor, "N 3 h w"]:
         """Images of scaled latents on the VAE's device, rounded to uint8 as they would be saved.
-        Raises ValueError for pixels that are not finite, which uint8 would hide."""
+        Raises ValueError for pixels that are not finite, which uint8 would hide, and where they are
+        not because the latents are not."""
         images = self.pixels(latents)
         if not images.isfinite().all():
-            raise ValueError(f"{type(self.vae).__name__} gave pixels that are not finite")
+            bad = [n for n, latent in enumerate(latents) if not latent.isfinite().all()]
+            raise ValueError(
+                f"the policy's latents of {len(bad)} of {len(latents)} images are NaN or infinite "
+                f"(the first is image {bad[0]}), before the decoder: its weights are, or its "
+                "activations overflow; set model.dtype float32 or bfloat16, or a lower learner.lr "
+                "where updates have done it"
+                if bad
+                else f"{type(self.vae).__name__} in {self.vae.dtype} gave pixels that are not "
+                "finite of latents that are; give another vae, or set model.dtype float32"
+            )
         return images.mul(0.5).add(0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     def pixels(self, latents: Float[Tensor, "N C H W"]) -> Float[Tensor, "N 3 h w"]:

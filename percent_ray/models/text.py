@@ -1,6 +1,7 @@
 """Text towers of a diffusers pipeline: what the model families share in encoding prompts."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -100,14 +101,31 @@ def parts(model: tree.Model, prefix: str) -> Iterator[tuple[str, Any]]:
         yield part, getattr(transformers, kind)
 
 
-def cut(model: tree.Model, prompts: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """By tokenizer of `model.path` how many prompts it cuts off, and at how many tokens; empty
-    where the pipeline names none. Raises ValueError, in one line, for one that cannot be read."""
-    found: dict[str, tuple[int, int]] = {}
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a tokenizer leaves out."""
+
+    prompts: int
+    """That it cuts off."""
+    most: int
+    """Tokens that it keeps."""
+    longest: int
+    """Tokens of the longest prompt."""
+    which: int
+    """Its number."""
+
+
+def cut(model: tree.Model, prompts: Sequence[str]) -> dict[str, Cut]:
+    """By tokenizer of `model.path` what it cuts off of prompts; empty where the pipeline names no
+    tokenizer. Raises ValueError, in one line, for one that cannot be read."""
+    found: dict[str, Cut] = {}
     for part, kind in parts(model, "tokenizer"):
         tokens = pretrained.read(kind, model.folder, part=f"model.path: {part}", subfolder=part)
         most = model.max_sequence_length if "T5" in kind.__name__ else tokens.model_max_length
         # Asked whole, a tokenizer would warn of every text that is too long.
         lengths = [len(ids) for ids in tokens(list(prompts), verbose=False).input_ids]
-        found[part] = sum(length > most for length in lengths), most
+        longest = max(lengths)
+        found[part] = Cut(
+            sum(length > most for length in lengths), most, longest, lengths.index(longest)
+        )
     return found

@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 
 from percent_ray.data import groups as file_of
-from percent_ray.data.prompts import PromptStream, read_prompts
+from percent_ray.data.prompts import PromptStream, of_recipe
 from percent_ray.learn.engine import TorchEngine
 from percent_ray.models.base import best_device, family
 from percent_ray.monitor.plots import grid
-from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.learner import Learner
 from percent_ray.roles.perception import PerceptionWorker
@@ -25,9 +24,9 @@ def sample_groups(recipe: Recipe) -> Path:
 
     Returns the file; a picture grid lies beside it.
     """
+    prompts, _ = of_recipe(recipe)
     sampler = RolloutWorker(recipe, worker="rollout")
     perceiver = PerceptionWorker(recipe, worker="perception")
-    prompts = read_prompts(locate_prompts(recipe.data.prompts))
     print("\n".join([*sampler.ready(), *perceiver.ready()]))
     perceiver.try_out(prompts[0])
     stream = PromptStream(prompts, recipe.run.seed)
@@ -66,7 +65,11 @@ def learn_groups(recipe: Recipe, source: Path) -> dict[str, float]:
     policy = family(model.family).load_policy(
         model, seed=recipe.run.seed, device=best_device(), text=False
     )
-    file_of.check_fits(source, batch, policy, recipe)
+    shapes = {
+        "latent_shape": policy.latent_shape,
+        "condition_shapes": policy.condition_shapes(),
+    }
+    file_of.check_fits(source, batch, recipe, **shapes)
     learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
     update = learner.update(batch)
     print(json.dumps(dict(update.metrics), indent=1))

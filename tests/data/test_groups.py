@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -210,13 +210,14 @@ def test_a_file_of_other_settings_names_them(file):
     ],
 )
 def test_tensors_that_are_not_the_models_are_one_line(file, latents, tokens, steps, expected):
-    policy = SimpleNamespace(
-        latent_shape=latents, condition_shapes=lambda: {"prompt_embeds": (tokens, 8)}
-    )
+    shapes: dict[str, Any] = {
+        "latent_shape": latents,
+        "condition_shapes": {"prompt_embeds": (tokens, 8)},
+    }
     found = groups.read(file, RECIPE)
     recipe = RECIPE.model_copy(update={"sampling": Sampling(steps=steps)})
     if not expected:
-        groups.check_fits(file, found, policy, recipe)
+        groups.check_fits(file, found, recipe, **shapes)
         return
     with pytest.raises(ValueError, match=rf"group 7 has {expected}; give the recipe"):
-        groups.check_fits(file, found, policy, recipe)
+        groups.check_fits(file, found, recipe, **shapes)

@@ -126,7 +126,7 @@ def ratios(
         scorers={"pickscore": Scorer(path="shapes/pickscore", weight=1.0)},
         sampling=Sampling(steps=6, group_size=images, batch_size=draw),
         objective=Objective(old_log_prob=old),
-        learner=LearnerSettings(micro_batch=micro_batch, updates=updates, ema_decay=0, lr=1e-30),
+        learner=LearnerSettings(micro_batch=micro_batch, updates=updates, ema_decay=0, lr=1e-12),
         data=Data(groups_per_step=1),
         runtime=Runtime(backend="local"),
     )
