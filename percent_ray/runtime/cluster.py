@@ -16,7 +16,7 @@ from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.roles.rollout import RolloutWorker
-from percent_ray.runtime import control, placement, places
+from percent_ray.runtime import connection, control, placement, places
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.pool import Pool
 from percent_ray.runtime.rank import Lost
@@ -127,8 +127,8 @@ class Cluster:
         Raises ValueError, in one line, where the cluster is too small, a model's folder is bad or a
         scorer broken.
         """
-        placement.connect()
-        placement.check(recipe, ray.cluster_resources())
+        connection.connect()
+        await placement.wait(recipe)
         control.write_address(run_folder)
         cluster = cls(recipe, run_folder=run_folder, resume=resume, say=say)
         try:
@@ -136,6 +136,7 @@ class Cluster:
                 rollout = group.create_task(cluster.rollout.ready())
                 perception = group.create_task(cluster._perception_ready(first))
             cluster.loaded = [*rollout.result()[0], *perception.result()]
+            await placement.wait(recipe, roles=["learner"])
             cluster.learner.start()
             cluster._control = asyncio.create_task(
                 control.obey(run_folder, cluster.state, cluster.resize)
