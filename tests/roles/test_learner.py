@@ -230,3 +230,9 @@ def test_invariant_6_any_number_of_images_in_any_cut(tmp_path, process):
         torch.testing.assert_close(sums, expected[0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(gradient, expected[1], rtol=1e-4, atol=1e-7)
         assert gradient.abs().max() > 1e-4
+
+
+def test_rows_that_any_rank_names_are_named_by_all(tmp_path):
+    learner, _ = make_learner(fake_recipe(tmp_path))
+    assert learner.agree([2, 0], 4) == [0, 2]
+    assert learner.agree([], 4) == []

@@ -9,6 +9,7 @@ from dataclasses import replace
 import psutil
 import pytest
 import ray
+from ray.exceptions import ObjectLostError
 
 from percent_ray.runtime import learner_group
 from percent_ray.runtime import mailbox as mailboxes
@@ -141,3 +142,24 @@ def ranks() -> list[int]:
     """Of the cluster that these tests have started, and of no other on the machine."""
     ours = psutil.Process().children(recursive=True)
     return [p.pid for p in ours if p.is_running() and p.name().startswith("ray::RayTrain")]
+
+
+@pytest.mark.ray
+def test_a_rank_names_the_groups_whose_tables_are_lost(tmp_path, ray_cluster):
+    """Of one group the payload is gone, of another the condition."""
+
+    @ray.remote(num_cpus=0)
+    def lost_with_its_machine() -> None:
+        raise ObjectLostError("00", None, "")
+
+    batch = draw_batch(FakePolicy(), fake_recipe(tmp_path))
+    rows = [
+        replace(row, payload=ray.put(row.payload), condition=ray.put(row.condition))
+        for row in batch.rows
+    ]
+    gone = lost_with_its_machine.remote()
+    rows[0], rows[2] = replace(rows[0], payload=gone), replace(rows[2], condition=gone)
+    found, lost = fetch(replace(batch, rows=tuple(rows)), [0, 1, 2])
+    assert lost == [0, 2]
+    assert found.rows[1].payload == batch.rows[1].payload
+    assert fetch(replace(batch, rows=tuple(rows)), [1])[1] == []
