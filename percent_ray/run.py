@@ -127,7 +127,10 @@ async def _start(
     first: Prompt,
     say: Callable[[str], None],
 ) -> Any:
-    """The roles of `runtime.backend`. Ray is imported only where it is asked for."""
+    """The roles of `runtime.backend`. Ray is imported only where it is asked for. Workers track
+    nothing: they are given no credentials."""
+    monitor = recipe.monitor.model_copy(update={"tracking_uri": ""})
+    recipe = recipe.model_copy(update={"monitor": monitor})
     if recipe.runtime.backend == "local":
         from percent_ray.runtime.local import Local
 

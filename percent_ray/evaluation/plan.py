@@ -18,6 +18,7 @@ from percent_ray.recipe import tree
 from percent_ray.recipe.errors import explain
 from percent_ray.recipe.load import RecipeError
 from percent_ray.recipe.paths import EMBEDDED, locate_pipeline
+from percent_ray.recipe.secret import Uri
 from percent_ray.recipe.section import Section
 from percent_ray.types import Prompt
 
@@ -48,7 +49,7 @@ class Evaluation(Protocol):
     """By scorer, the actors of each judge; `default` is of those that are not named."""
     timeout_s: PositiveFloat = 3600.0
     """Longest wait for one prompt's pictures, and for one judge's word on them."""
-    tracking_uri: str = ""
+    tracking_uri: Uri = ""
     """MLflow's server; mlflow.db beside the folder where empty."""
     keep: bool = False
     """Keep every picture as a PNG file; a judge that is added later then draws none again."""

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from percent_ray.monitor import history
 from percent_ray.monitor.history import History
+from percent_ray.recipe import secret
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +58,9 @@ class Tracker:
     ) -> None:
         self.folder = run_folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.uri = tracking_uri or f"sqlite:///{self.folder.parent / 'mlflow.db'}"
+        self._uri = tracking_uri or f"sqlite:///{self.folder.parent / 'mlflow.db'}"
+        self.uri = secret.public(tracking_uri) or self._uri
+        """Without credentials."""
         self.history = History(self.folder / history.FILE)
         self._artifacts = None if tracking_uri else (self.folder.parent / "mlruns").as_uri()
         self._experiment = experiment
@@ -67,7 +70,7 @@ class Tracker:
         self._params: dict[str, str] = {}
         self._status: Status = "FINISHED"
         # A server may be dead; a database file is at worst slow (its first use migrates it).
-        self._flush_s = flush_s or (5.0 if self.uri.startswith("http") else 30.0)
+        self._flush_s = flush_s or (5.0 if self._uri.startswith("http") else 30.0)
         self._deadline: float | None = None
         self._dropped = 0
         self._failed = 0
@@ -156,7 +159,7 @@ class Tracker:
                 _log.warning(
                     "MLflow at %s: %s; the run goes on, %s has every metric",
                     self.uri,
-                    str(error).split("\n", 1)[0][:120],
+                    secret.hide(str(error), self._uri).split("\n", 1)[0][:120],
                     self.history.path,
                 )
             self._failed += 1
@@ -165,7 +168,7 @@ class Tracker:
         """The client and the run id; tried again at every delivery until it works once."""
         if self._client is None or self._run_id is None:
             with self._alone():
-                client = _client(self.uri)
+                client = _client(self._uri)
                 self._run_id = self._continue_run(client) or self._create_run(client)
             self._client = client
             self._log_params(client, self._run_id)

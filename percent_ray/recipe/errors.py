@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from percent_ray.recipe import secret
 from percent_ray.recipe.section import METHODS, Section
 from percent_ray.recipe.tree import Recipe
 
@@ -74,7 +75,7 @@ def _schema() -> dict[str, Any]:
 
 def short(value: object) -> str:
     """A value as it is written, cut in the middle of a line."""
-    text = repr(value)
+    text = repr(secret.public(value) if isinstance(value, str) else value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]} ... {text[-15:]}"
 
 

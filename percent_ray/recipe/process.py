@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from percent_ray.recipe import secret
 from percent_ray.recipe.load import defaults, flatten, within
 from percent_ray.recipe.tree import Perceptual, Recipe
 
@@ -63,6 +64,11 @@ def notes(recipe: Recipe) -> list[str]:
         lines.append(
             f"signal and noise are not measured: {recipe.data.groups_per_step} groups do not "
             f"divide among {learners} learners; set data.groups_per_step to a multiple"
+        )
+    if secret.public(recipe.monitor.tracking_uri) != recipe.monitor.tracking_uri:
+        lines.append(
+            "monitor.tracking_uri: its user, password and query are written nowhere; give it again "
+            "with --resume"
         )
     return lines
 

@@ -14,6 +14,7 @@ from percent_ray.objective import forward
 from percent_ray.objective.methods.flow_grpo import FlowGrpo
 from percent_ray.recipe import bounds
 from percent_ray.recipe.paths import locate_pipeline
+from percent_ray.recipe.secret import Uri
 from percent_ray.recipe.section import AnyMethod, Section
 
 MOST = 48
@@ -247,8 +248,9 @@ class Data(Section):
 
 
 class Monitor(Section):
-    tracking_uri: str = ""
-    """MLflow server or database; a sqlite file in run.folder where empty."""
+    tracking_uri: Uri = ""
+    """MLflow server or database; a sqlite file in run.folder where empty. Its user, password and
+    query are written nowhere: give it again with --resume."""
     experiment: bounds.Text = "percent_ray"
     """MLflow experiment."""
     spaces: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ CLASSES = Path(__file__).parent / "classes"
 IMPORTED = (
     *("percent_ray.run", "percent_ray.data.prompts", "percent_ray.runtime.halves"),
     *("percent_ray.scorers.geneval", "percent_ray.monitor.plots", "matplotlib.pyplot"),
-    *("percent_ray.comparison.plan", "percent_ray.evaluation.plan", "percent_ray.export.source"),
+    *("percent_ray.comparison.runs", "percent_ray.evaluation.engine", "percent_ray.export.source"),
     *("percent_ray.report.page", "percent_ray.study.page", "percent_ray.study.count"),
     *("percent_ray.preview.report", "percent_ray.recipe.command_line"),
 )
@@ -136,6 +136,8 @@ def _job(name: str) -> Callable[[], None]:
 
 def _stop_before_models() -> None:
     from percent_ray import run
+    from percent_ray.comparison import runs
+    from percent_ray.evaluation import engine
     from percent_ray.preview import report
     from percent_ray.runtime import halves
 
@@ -150,7 +152,7 @@ def _stop_before_models() -> None:
     for module in (halves,):
         for part in ("RolloutWorker", "PerceptionWorker"):
             setattr(module, part, loads)
-    report.show = loads
+    report.show = runs.unfinished = engine.todo = loads
 
 
 def _judge(case: Case, folder: Path, code: int, seconds: float) -> Outcome:

@@ -1,3 +1,4 @@
+import re
 import socket
 import subprocess
 import sys
@@ -162,3 +163,24 @@ def test_a_server_that_comes_back_gets_the_rest_and_the_parameters(
     seen = client_class(tracking_uri=run.uri).get_run(run.run_id)
     assert seen.data.params == {"learner.lr": "0.0001"}
     assert seen.data.metrics == {"reward/mean": 4.0}
+
+
+def test_credentials_of_the_uri_are_given_to_mlflow_alone(tmp_path, monkeypatch, caplog):
+    from percent_ray.monitor import tracking
+
+    uri, given = "http://jane:hunter2@host:5000/?token=s3cr3t", []
+
+    def refuse(uri):
+        given.append(uri)
+        raise ConnectionError(f"API request to {uri} failed for jane:hunter2")
+
+    monkeypatch.setattr(tracking, "_client", refuse)
+    run = tracker(tmp_path / "runs" / "a", uri, flush_s=20)
+    run.metrics(0, {"reward/mean": 0.5})
+    run.close()
+    assert given[0] == uri
+    assert run.uri == "http://host:5000/"
+    said = caplog.text
+    assert "MLflow at http://host:5000/: API request to http://host:5000/ failed" in said
+    assert "did not take" in said
+    assert not {"hunter2", "s3cr3t"} & set(re.findall(r"\w+", said))
