@@ -76,7 +76,7 @@ CASES = [
             ("calibrate_detector", "--noise x", "argument --noise: invalid float value"),
             ("calibrate_detector", "--noise 300", "--noise 0 to 255"),
             ("calibrate_detector", "--noise nan", "--noise 0 to 255"),
-            ("calibrate_detector", "--noise 15 --pictures 0", "--pictures needs 1 or more"),
+            ("calibrate_detector", "--noise 15 --pictures 0", "--pictures needs 1 to 1,000,000"),
             ("calibrate_detector", "--noise 15 --seed -1", "--seed 0 or more"),
             ("calibrate_detector", "--noise 15 --row x", "--evaluation and --row belong together"),
             ("compare_decoders", "--groups 0", "argument --groups: 0 is no number above 0"),

@@ -134,7 +134,9 @@ CASES = [
     evaluated("no judges and no encoders", "--judges - --encoders -"),
     evaluated("no such file of prompts", "--prompts nowhere.txt"),
     evaluated("no prompts in it", "--prompts empty.txt"),
-    evaluated("has no record of GenEval", "--prompts plain.txt", judges=["geneval"], scorers=GENEVAL),
+    evaluated(
+        "has no record of GenEval", "--prompts plain.txt", judges=["geneval"], scorers=GENEVAL
+    ),
     *(evaluated("images: got", f"--images={value}") for value in (0, 1, -5, 10**12)),
     *(evaluated("steps: got", f"--steps={value}") for value in (0, -5, 10**12)),
     *(evaluated("seed: got", f"--seed={value}") for value in (10**30, -(10**30))),
