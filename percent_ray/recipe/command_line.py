@@ -191,7 +191,8 @@ def _misspelt(overrides: Sequence[str]) -> list[str]:
     """Flags of the job that are not quite spelt right; a recipe's key has a dot."""
     flags = ["--config", "--resume", "--only", "--from", "--help"]
     flags += ["--dry-run", "--measure", "--images-per-hour", "--tflops"]
-    words = [o.partition("=")[0] for o in overrides if o.startswith("--") and "." not in o]
+    words = [word.partition("=")[0] for word in overrides if word.startswith("--")]
+    words = [word for word in words if "." not in word]
     close = [(word, difflib.get_close_matches(word, flags, 1, cutoff=0.8)) for word in words]
     return [f"{word}: unknown; did you mean {match[0]}?" for word, match in close if match]
 
