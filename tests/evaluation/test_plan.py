@@ -1,12 +1,9 @@
-import re
 from pathlib import Path
 
 import pytest
 
-from percent_ray.evaluation import judge
 from percent_ray.evaluation import plan as plans
 from percent_ray.evaluation.checkpoints import Checkpoint
-from percent_ray.recipe.discover import SCORERS
 from percent_ray.recipe.load import RecipeError
 
 RECIPES = Path(__file__).parents[2] / "jobs" / "recipes"
@@ -92,13 +89,3 @@ def test_shipped_files_load(path):
     plan = plans.load(path)
     assert plan.rows
     assert plan.prompts
-
-
-def test_the_kinds_that_cannot_judge_or_encode_are_those_whose_modules_say_so():
-    def refusing(method: str) -> set[str]:
-        folder = Path(judge.__file__).parents[1] / "scorers"
-        pattern = rf'def {method}\([^"]*"""Always raises ValueError\.'
-        return {k for k in SCORERS.names() if re.search(pattern, (folder / f"{k}.py").read_text())}
-
-    assert refusing("score") == refusing("report") == set(judge.ONLY_ENCODE)
-    assert refusing("encode") == set(judge.ONLY_SCORE)
