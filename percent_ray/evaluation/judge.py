@@ -14,14 +14,13 @@ from percent_ray.evaluation.quality import Judged, judge_pictures, measure
 from percent_ray.evaluation.selection import selection
 from percent_ray.models.base import best_device, family
 from percent_ray.recipe import tree
+from percent_ray.recipe.check import NO_FEATURES, NO_SCORE
+from percent_ray.recipe.discover import SCORERS
 from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.section import Section
 from percent_ray.scorers.base import load_scorer
 from percent_ray.types import Prompt
 
-ONLY_ENCODE = ("dino",)
-ONLY_SCORE = ("geneval", "http", "unifiedreward")
-"""Kinds of scorers that cannot judge, and that cannot encode."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
@@ -51,14 +50,14 @@ class Protocol(Section):
                 f"({', '.join(scorers)}); add it there with weight 0"
             )
         for key, names, cannot, does in (
-            ("judges", self.judges, ONLY_ENCODE, "only encodes"),
-            ("encoders", self.encoders, ONLY_SCORE, "only scores"),
+            ("judges", self.judges, NO_SCORE, "only encodes"),
+            ("encoders", self.encoders, NO_FEATURES, "only scores"),
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 yield f"evaluation: {key} names {', '.join(twice)} twice; name each once"
             for name in dict.fromkeys(names):
                 kind = scorers[name].kind or name if name in scorers else ""
-                if kind in cannot:
+                if kind in SCORERS.names() and SCORERS.has(kind, cannot):
                     yield f"evaluation: {key} names {name}, and a {kind} {does}; leave it out there"
 
     def read(self, scorers: Mapping[str, tree.Scorer]) -> list[Prompt]:

@@ -103,7 +103,7 @@ CASES = [
     compared("nowhere.txt: no such file of prompts", **judged(prompts="nowhere.txt")),
     compared("empty.txt: no prompts in it", **judged(prompts="empty.txt")),
     compared("prompts are read from", **judged(prompts="base.yaml")),
-    compared("has no record of GenEval", **judged(prompts="plain.txt")),
+    compared("scorers.geneval: has no record", **judged(prompts="plain.txt")),
     # Seeds and numbers.
     compared("seeds: 2 is there twice", seeds=[1, 2, 2]),
     compared("seeds: got", seeds=[]),
@@ -135,7 +135,7 @@ CASES = [
     evaluated("no such file of prompts", "--prompts nowhere.txt"),
     evaluated("no prompts in it", "--prompts empty.txt"),
     evaluated(
-        "has no record of GenEval", "--prompts plain.txt", judges=["geneval"], scorers=GENEVAL
+        "scorers.geneval: has no record", "--prompts plain.txt", judges=["geneval"], scorers=GENEVAL
     ),
     *(evaluated("images: got", f"--images={value}") for value in (0, 1, -5, 10**12)),
     *(evaluated("steps: got", f"--steps={value}") for value in (0, -5, 10**12)),
