@@ -37,12 +37,19 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--quick", action="store_true", help="the rows of its key `quick`, one seed"
     )
-    parser.add_argument("--only", default="", help="names of rows, with commas")
+    parser.add_argument("--only", type=_rows, default=(), help="names of rows, with commas")
     parser.add_argument("--seeds", type=_numbers, help="seeds, with commas, in place of the file's")
     parser.add_argument("--workers", type=int, help="runs at a time, one core each")
     parser.add_argument("--folder", help="everything is written to FOLDER/NAME")
     parser.add_argument("--report", action="store_true", help="only write the report")
     return parser.parse_known_args(argv)
+
+
+def _rows(text: str) -> list[str]:
+    rows = [row for row in text.split(",") if row]
+    if not rows:
+        raise argparse.ArgumentTypeError(f"{text!r} names no row; give some such as flow_grpo,pec")
+    return rows
 
 
 def _numbers(text: str) -> list[int]:
@@ -63,7 +70,7 @@ def compare() -> None:
     chosen = plan.load(
         arguments.config,
         overrides,
-        rows=[row for row in arguments.only.split(",") if row],
+        rows=arguments.only,
         quick=arguments.quick,
         seeds=arguments.seeds,
         workers=arguments.workers,

@@ -92,15 +92,15 @@ def prepared(recipe: "Recipe") -> "Recipe":
 
 def compare(recipe: "Recipe", groups: int, *, say: bool) -> Compared:
     """Draw `groups` groups with the recipe's model as it is loaded, and score them twice."""
-    from percent_ray.data.prompts import PromptStream, read_prompts
+    from percent_ray.data.prompts import PromptStream, of_recipe
     from percent_ray.models import batch
     from percent_ray.models.base import best_device, family
     from percent_ray.models.decoder import load_tiny
-    from percent_ray.recipe.paths import locate_prompts
     from percent_ray.roles.perception import log_p_perc, scored_pairs
     from percent_ray.roles.rollout import RolloutWorker
     from percent_ray.scorers.base import load_scorer
 
+    prompts, _ = of_recipe(recipe)
     perceptual, device = recipe.perceptual, best_device()
     sampler = RolloutWorker(recipe, worker="rollout")
     loaders = family(recipe.model.family)
@@ -112,7 +112,7 @@ def compare(recipe: "Recipe", groups: int, *, say: bool) -> Compared:
     parts: list[Any] = [full, tiny, *scorers.values()]
     if say:
         print("\n".join([*sampler.ready(), *(part.describe() for part in parts)]), "\n")
-    stream = PromptStream(read_prompts(locate_prompts(recipe.data.prompts)), recipe.run.seed)
+    stream = PromptStream(prompts, recipe.run.seed)
     seconds, images = [0.0, 0.0], 0
     log_probs: dict[str, list[Any]] = {space: [] for space in spaces}
     steps: list[range] = []

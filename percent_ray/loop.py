@@ -53,6 +53,10 @@ class Roles(Protocol):
 class Observer(Protocol):
     """What the loop tells of a run. It must neither raise nor wait."""
 
+    def failed(self, step: int, groups: Sequence[Mapping[str, str]]) -> None:
+        """The lines of `Perception.failures` of each group of a step or of a probe before it."""
+        ...
+
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None: ...
 
     def probe(
@@ -68,6 +72,8 @@ class Progress:
 
     version: int = 0
     shape_state: State = field(default_factory=dict)
+    oldest: int | None = None
+    """The first version whose weights are there to draw by; None: this one."""
 
 
 Checkpoint = Callable[[Progress], Any]
@@ -96,7 +102,8 @@ class Loop:
         self.checkpoint = checkpoint
         self.progress = progress
         self.stopping = False
-        """Set from outside: finish the step at hand, write a checkpoint, return."""
+        """Set from outside: finish the step at hand, write a checkpoint, return. There is no last
+        probe: whoever stops a run may not wait for long."""
         self._recorded = time.time()
         self._groups: dict[int, asyncio.Task[Group]] = {}
         self._slots = Slots(
@@ -105,7 +112,10 @@ class Loop:
             checkpoint_every=recipe.run.checkpoint_every,
             steps=recipe.run.steps,
             version=progress.version,
+            oldest=progress.oldest,
         )
+        self._saved = progress.version
+        """The version of the last checkpoint."""
 
     async def run(self) -> Progress:
         """Train until `run.steps`; returns where the run stands. Errors of any role end it."""
@@ -114,7 +124,9 @@ class Loop:
             self._recorded = time.time()
             while self.progress.version < self.recipe.run.steps and not self.stopping:
                 await self._step()
-            await self._probe()
+            await self._save()
+            if not self.stopping:
+                await self._probe()
         finally:
             for task in self._groups.values():
                 task.cancel()
@@ -130,6 +142,7 @@ class Loop:
         waiting = self.roles.queued()
         groups = await asyncio.gather(*(self._groups.pop(i) for i in self._slots.groups(step)))
         arrived = time.time()
+        self.observer.failed(step, [perception.failures for _, perception in groups])
         batch, state, metrics = shape(self.recipe, step, groups, self.progress.shape_state, probe)
         shaped = Span("shape", "driver", arrived, time.time())
         update = await self.roles.update(batch)
@@ -151,11 +164,13 @@ class Loop:
         # Before the checkpoint: a run that is killed between the two repeats the step. The other
         # way round, the resumed run would go on behind a step that no record has.
         self.observer.step(step, metrics, spans)
-        if update.version % self.recipe.run.checkpoint_every == 0 or self._ends():
-            await self.checkpoint(self.progress)
+        if update.version % self.recipe.run.checkpoint_every == 0:
+            await self._save()
 
-    def _ends(self) -> bool:
-        return self.stopping or self.progress.version == self.recipe.run.steps
+    async def _save(self) -> None:
+        if self._saved < self.progress.version:
+            await self.checkpoint(self.progress)
+            self._saved = self.progress.version
 
     def _launch(self) -> None:
         """Send every group on its way that has a free slot."""
@@ -178,8 +193,8 @@ class Loop:
             for number, prompt in enumerate(self.probes)
         ]
         groups = await asyncio.gather(*probes)
-        kept = [group for group in groups if not group[1].dropped]
-        metrics = describe(self.recipe, kept) if kept else {}
+        self.observer.failed(version, [perception.failures for _, perception in groups])
+        metrics = describe(self.recipe, groups)
         pictures = [(t.prompt.text, p.thumbnails) for t, p in groups]
         self.observer.probe(version, metrics, pictures)
         return groups

@@ -77,7 +77,7 @@ def _last(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Pat
     if source is None:
         return None, Progress()
     state = checkpoint.read_state(source, recipe)
-    return source, Progress(state.version, state.shape_state)
+    return source, Progress(state.version, state.shape_state, state.oldest)
 
 
 def _name(source: Path | None) -> str:

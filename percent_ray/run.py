@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from percent_ray import job, lock, recover
-from percent_ray.data.prompts import PromptStream, read_prompts
+from percent_ray.data.prompts import PromptStream, of_recipe
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.models import text
@@ -17,9 +17,10 @@ from percent_ray.monitor.terminal import Terminal
 from percent_ray.monitor.tracking import Status, Tracker
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.command_line import RECIPE_FILE
-from percent_ray.recipe.paths import locate_prompts
+from percent_ray.recipe.errors import short
 from percent_ray.recipe.process import notes
 from percent_ray.recipe.tree import Recipe
+from percent_ray.slots import drawn_by
 from percent_ray.types import Prompt
 
 
@@ -29,17 +30,25 @@ def train(recipe: Recipe, *, resume: Path | None = None) -> Path:
     `resume` is the folder of a run to go on with. Raises ValueError, in one line, for whatever a
     user can set right.
     """
+    prompts, probes = of_recipe(recipe)
     folder = resume or _new_folder(Path(recipe.run.folder), recipe.run.name)
     with lock.held(folder):
         try:
-            asyncio.run(_train(recipe, folder.resolve(), resuming=resume is not None))
+            asyncio.run(_train(recipe, folder.resolve(), prompts, probes, resuming=bool(resume)))
         except BaseException as error:
             job.keep(error, folder.resolve())
             raise
     return folder
 
 
-async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
+async def _train(
+    recipe: Recipe,
+    folder: Path,
+    prompts: Sequence[Prompt],
+    probes: Sequence[Prompt],
+    *,
+    resuming: bool,
+) -> None:
     progress, source, run_id = Progress(), None, None
     passed: list[str] = []
     if resuming:
@@ -48,9 +57,8 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
             found = "".join(f"; {line}" for line in passed)
             raise ValueError(f"{folder} has no whole checkpoint to resume; start a new run{found}")
         state = checkpoint.read_state(source, recipe)
-        progress = Progress(state.version, state.shape_state)
+        progress = Progress(state.version, state.shape_state, state.oldest)
         run_id = state.mlflow_run_id
-    prompts = read_prompts(locate_prompts(recipe.data.prompts))
     _quiet(recipe)
     (folder / RECIPE_FILE).write_text(recipes.dump(recipe))
     tracker = Tracker(
@@ -63,17 +71,16 @@ async def _train(recipe: Recipe, folder: Path, *, resuming: bool) -> None:
     tracker.params(dict(recipes.flatten(recipe.model_dump(mode="json"))))
     tracker.file(folder / RECIPE_FILE, "recipe")
     terminal = Terminal(recipe.run.steps)
-    journal = Journal(tracker, terminal)
+    journal = Journal(tracker, terminal, alarm_share=recipe.monitor.alarm_share)
     status: Status = "FAILED"
     roles = None
     try:
         with terminal:
-            roles = await _start(recipe, folder, source, prompts[0])
+            roles = await _start(recipe, folder, source, prompts[0], terminal.say)
             said = [*passed, *notes(recipe), *_cut(recipe, prompts)]
             terminal.say("\n".join([*roles.loaded, *said]))
-            begin = _loops(
-                recipe, roles, prompts, journal, _Checkpoint(recipe, folder, roles, tracker)
-            )
+            saves = _Checkpoint(recipe, folder, roles, tracker)
+            begin = _loops(recipe, roles, prompts, probes, journal, saves)
             progress = await recover.run(
                 begin, progress, roles, recipe=recipe, folder=folder, say=terminal.say
             )
@@ -90,6 +97,7 @@ def _loops(
     recipe: Recipe,
     roles: Any,
     prompts: Sequence[Prompt],
+    probes: Sequence[Prompt],
     journal: Journal,
     checkpoint: "_Checkpoint",
 ) -> Callable[[Progress], Loop]:
@@ -101,7 +109,7 @@ def _loops(
             recipe,
             roles,
             stream=PromptStream(prompts, seed=recipe.run.seed),
-            probes=_probes(recipe, prompts),
+            probes=probes,
             observer=journal,
             checkpoint=checkpoint,
             progress=progress,
@@ -112,7 +120,13 @@ def _loops(
     return begin
 
 
-async def _start(recipe: Recipe, folder: Path, source: Path | None, first: Prompt) -> Any:
+async def _start(
+    recipe: Recipe,
+    folder: Path,
+    source: Path | None,
+    first: Prompt,
+    say: Callable[[str], None],
+) -> Any:
     """The roles of `runtime.backend`. Ray is imported only where it is asked for. Workers track
     nothing: they are given no credentials."""
     monitor = recipe.monitor.model_copy(update={"tracking_uri": ""})
@@ -123,7 +137,7 @@ async def _start(recipe: Recipe, folder: Path, source: Path | None, first: Promp
         return Local(recipe, first=first, resume=source)
     from percent_ray.runtime.cluster import Cluster
 
-    return await Cluster.start(recipe, first=first, run_folder=folder, resume=source)
+    return await Cluster.start(recipe, first=first, run_folder=folder, resume=source, say=say)
 
 
 class _Checkpoint:
@@ -138,6 +152,9 @@ class _Checkpoint:
             version=progress.version,
             shape_state=progress.shape_state,
             mlflow_run_id=self._tracker.run_id,
+            oldest=drawn_by(
+                progress.version, self._recipe.runtime.max_staleness, run.checkpoint_every
+            ),
         )
         with checkpoint.writing(self._folder, progress.version, keep=run.keep_checkpoints) as aside:
             await self._roles.save(aside)
@@ -174,16 +191,11 @@ def _cut(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
     except ValueError as error:  # this process may have no tokenizers where the workers have them
         return [f"prompts that are cut off are not counted: {error}"]
     return [
-        f"{name} of the model cuts {count} of {len(prompts)} prompts at {most} tokens"
-        for name, (count, most) in found.items()
-        if count
+        f"{name} of the model cuts {cut.prompts} of {len(prompts)} prompts at {cut.most} tokens; "
+        f"the longest has {cut.longest}: {short(prompts[cut.which].text)}"
+        for name, cut in found.items()
+        if cut.prompts
     ]
-
-
-def _probes(recipe: Recipe, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
-    path = recipe.data.probe_prompts
-    source = read_prompts(locate_prompts(path)) if path else prompts
-    return source[: recipe.monitor.probe_groups]
 
 
 def _stop_on_signals(loop: Loop) -> None:

@@ -45,7 +45,7 @@ def shape(
     """
     kept = [group for group in groups if not group[1].dropped]
     if not kept:
-        failures = sorted({line for _, perception in groups for line in perception.failures})
+        failures = sorted({line for _, seen in groups for line in seen.failures.values()})
         raise ValueError(f"step {version}: every group was dropped; {'; '.join(failures)}")
     signals = _signals(recipe, kept, state, [g for g in probe if not g[1].dropped])
     shaped = recipe.method(signals)
@@ -67,7 +67,7 @@ def shape(
         if teaches[i]
     )
     metrics = {
-        **describe(recipe, kept),
+        **describe(recipe, groups),
         **_shaping_metrics(signals, shaped),
         "groups/dropped": float(len(groups) - len(kept)),
         "groups/zero_std": float(advantage.zero_std_groups(shaped.rewards).sum()),
@@ -79,8 +79,9 @@ def shape(
 
 
 def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards, entropies and diversity of groups, each averaged over the groups that have it;
-    rewards are raw, whether or not they are normalized where they are learned from.
+    """Rewards, entropies and diversity of the groups that are not dropped, each averaged over those
+    that have it, and the failed rewards of all; rewards are raw, whether or not they are normalized
+    where they are learned from.
 
     `entropy/policy` is measured: -E log pi_old of the drawn latents. `entropy/policy_schedule` is
     the closed form of the transitions that drew them, which the first must equal up to its noise.
@@ -92,6 +93,8 @@ def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
         values.setdefault(name, []).append(value)
 
     for trajectory, perception in groups:
+        if perception.dropped:
+            continue
         for name, scores in perception.rewards.items():
             note(f"reward/{name}_mean", float(scores.mean()))
             note(f"reward/{name}_std_in_group", float(scores.std()))

@@ -23,6 +23,11 @@ there has nothing in flight, so neither has the run that went straight on.
     version 0 is out   groups 0 1 2 3 are drawn by version 0
     step 0 publishes 1 nothing new: step 2 waits for the checkpoint at version 2
     step 1 publishes 2 groups 4 5 6 7 are drawn by version 2
+
+The same, stopped at version 1 and resumed there: a checkpoint between two barriers holds the older
+weights, too, that the straight run has drawn the next groups by (`oldest`).
+
+    version 1 is out   groups 2 3 are drawn by version 0
 """
 
 from collections.abc import Iterator
@@ -48,31 +53,40 @@ class Slots:
         checkpoint_every: int,
         steps: int,
         version: int = 0,
+        oldest: int | None = None,
     ) -> None:
+        """`oldest`: the first version whose weights are there; `version` itself where None."""
         self.groups_per_step = groups_per_step
         self.max_staleness = max_staleness
         self.checkpoint_every = checkpoint_every
         self.steps = steps
         self.version = version
         self._next_step = version
+        self._oldest = version if oldest is None else oldest
 
     def groups(self, step: int) -> range:
         """Numbers of the groups that `step` consumes."""
         return range(step * self.groups_per_step, (step + 1) * self.groups_per_step)
 
     def acquire(self) -> Iterator[Slot]:
-        """Every slot that is free now, under the version that is out now."""
-        while self._next_step < self.steps and self._may_sample(self._next_step):
+        """Every slot that is free now."""
+        while self._next_step < self.steps and self._drawn_by(self._next_step) <= self.version:
             step = self._next_step
             self._next_step += 1
             for group_id in self.groups(step):
-                yield Slot(group_id, self.version)
+                yield Slot(group_id, self._drawn_by(step))
 
     def publish(self, version: int) -> None:
         """Version `version` is out: the slots of step `version` - 1 are free."""
         assert version == self.version + 1, f"version {version} after {self.version}"
         self.version = version
 
-    def _may_sample(self, step: int) -> bool:
-        last_checkpoint = step - step % self.checkpoint_every
-        return step <= self.version + self.max_staleness and self.version >= last_checkpoint
+    def _drawn_by(self, step: int) -> int:
+        """Of those whose weights are there."""
+        return max(drawn_by(step, self.max_staleness, self.checkpoint_every), self._oldest)
+
+
+def drawn_by(step: int, max_staleness: int, checkpoint_every: int) -> int:
+    """The version that draws the groups of a step in a straight run: max_staleness back, and not
+    behind the last checkpoint."""
+    return max(step - max_staleness, step - step % checkpoint_every)

@@ -88,8 +88,8 @@ class Perception:
     """Trace of the group's covariance divided by its dimension, in `latent` and `pixel` space."""
     thumbnails: UInt8[np.ndarray, "K 3 h w"] | None
     """The finished images, at most 256 pixels high; only for the groups that were asked for."""
-    failures: tuple[str, ...]
-    """One line for every failed scorer."""
+    failures: Mapping[str, str]
+    """A line for every failed scorer, by its name."""
     dropped: bool
     """True when a required scorer failed for good: the group must not be learned from."""
     span: Span

@@ -52,18 +52,19 @@ class FakeRoles:
         start = time.time()
         await self._work()
         k = self.group_size
-        draws = np.random.default_rng(abs(trajectory.group_id))
+        group_id = trajectory.group_id
+        draws = np.random.default_rng(abs(group_id))
         return Perception(
-            group_id=trajectory.group_id,
+            group_id=group_id,
             rewards={"pickscore": draws.random(k).astype(np.float32)},
             log_p_perc={"pickscore": draws.random((k, 3)).astype(np.float32)},
             log_p_policy=draws.random((k, 3)).astype(np.float32),
             features={},
             variance={"latent": 1.0, "pixel": 0.1},
             thumbnails=np.zeros((k, 3, 8, 8), np.uint8) if pictures else None,
-            failures=("pickscore: broken",) if trajectory.group_id in self.dropped else (),
-            dropped=trajectory.group_id in self.dropped,
-            span=Span("perceive", "fake", start, time.time(), trajectory.group_id),
+            failures={"pickscore": "pickscore: broken"} if group_id in self.dropped else {},
+            dropped=group_id in self.dropped,
+            span=Span("perceive", "fake", start, time.time(), group_id),
         )
 
     async def update(self, batch: ShapedBatch) -> Update:
@@ -89,6 +90,11 @@ class FakeObserver:
         self.steps: list[tuple[int, Mapping[str, float], Sequence[Span]]] = []
         self.probes: list[int] = []
         self.probed: list[Mapping[str, float]] = []
+        self.failures: list[tuple[int, Sequence[Mapping[str, str]]]] = []
+
+    def failed(self, step: int, groups: Sequence[Mapping[str, str]]) -> None:
+        if any(groups):
+            self.failures.append((step, groups))
 
     def step(self, step: int, metrics: Mapping[str, float], spans: Sequence[Span]) -> None:
         self.steps.append((step, dict(metrics), list(spans)))

@@ -151,3 +151,14 @@ def test_sampling_perception_and_learning_overlap(tmp_path: Path):
     updates = [span for span in spans if span.stage == "update"]
     samples = [span for span in spans if span.stage == "sample"]
     assert any(u.start < s.stop and s.start < u.stop for u in updates for s in samples)
+
+
+def test_failures_are_told_of_steps_and_of_dropped_groups(tmp_path: Path):
+    _, observer, _ = train(recipe(tmp_path), FakeRoles(dropped=[4, -1]))
+    failed = {"pickscore": "pickscore: broken"}
+    assert observer.failures == [
+        *((0, [failed, {}]), (1, [{}, failed, {}])),
+        *((4, [failed, {}]), (7, [failed, {}])),
+    ]
+    assert [m["groups/failed_rewards"] for _, m, _ in observer.steps] == [0, 1, 0, 0, 0, 0, 0]
+    assert [metrics["groups/failed_rewards"] for metrics in observer.probed] == [1, 1, 1]

@@ -32,7 +32,7 @@ class FakeLoop:
         if event == "checkpoint":
             step = self.progress.version + 2
             with checkpoint.writing(self.run_folder, step, keep=9) as aside:
-                state = checkpoint.DriverState(step, {"strength": 0.5}, None)
+                state = checkpoint.DriverState(step, {"strength": 0.5}, None, step)
                 checkpoint.write_state(aside, state, self.recipe)
         raise LearnerLost(f"lost at {event}")
 

@@ -36,7 +36,7 @@ def group(number: int, **changes) -> Group:
         "features": {"pickscore": noise(K, 8), "clip": noise(K, 8)},
         "variance": {"latent": 1.0, "pixel": 0.1},
         "thumbnails": None,
-        "failures": (),
+        "failures": {},
         "dropped": False,
         "span": NOW,
     }
@@ -108,10 +108,17 @@ def test_the_kl_of_the_objective_goes_to_every_transition():
 
 def test_dropped_and_flat_groups_are_left_out_and_counted():
     flat = {"rewards": {"pickscore": np.ones(K, np.float32)}}
-    groups = [group(0), group(1, dropped=True, rewards={}, failures=("x",)), group(2, **flat)]
+    groups = [
+        group(0),
+        group(1, dropped=True, rewards={}, failures={"clip": "x"}),
+        group(2, **flat),
+    ]
     batch, _, metrics = shape(recipe(), 3, groups, {})
     assert [row.group_id for row in batch.rows] == [0]
     assert (metrics["groups/dropped"], metrics["groups/zero_std"]) == (1, 1)
+    assert metrics["groups/failed_rewards"] == 1, "of the dropped group, too"
+    _, _, alone = shape(recipe(), 3, [groups[0], groups[2]], {})
+    assert alone["reward/mean"] == metrics["reward/mean"]
 
 
 def test_an_optional_reward_that_failed_leaves_the_others_to_decide():

@@ -1,6 +1,6 @@
 import pytest
 
-from percent_ray.slots import Slots
+from percent_ray.slots import Slots, drawn_by
 
 
 def drawn(slots: Slots) -> list[tuple[int, int]]:
@@ -48,6 +48,25 @@ def test_invariant_2_consumed_age_is_at_most_max_staleness(staleness: int, every
         slots.publish(step + 1)
     assert len(version_of) == 36
     assert most <= (staleness + 1) * 3
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+@pytest.mark.parametrize("stopped", range(1, 12))
+def test_slots_resumed_between_two_checkpoints_draw_by_the_straight_run_s_versions(
+    staleness: int, stopped: int
+):
+    settings = {"groups_per_step": 1, "max_staleness": staleness, "checkpoint_every": 4}
+    straight, resumed = {}, {}
+    slots = Slots(**settings, steps=12)
+    for step in range(12):
+        straight |= dict(drawn(slots))
+        slots.publish(step + 1)
+    oldest = drawn_by(stopped, staleness, 4)
+    slots = Slots(**settings, steps=12, version=stopped, oldest=oldest)
+    for step in range(stopped, 12):
+        resumed |= dict(drawn(slots))
+        slots.publish(step + 1)
+    assert resumed == {group: v for group, v in straight.items() if group >= stopped}
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 3])

@@ -23,6 +23,8 @@ TRAININGS: Final = {
     "dino": ("dino", 20, 1000),
 }
 """Folder of the weights, seed and steps of each training."""
+MOST: Final = 10**9
+"""Steps and threads."""
 PARTS: Final = ("prompts", *TRAININGS, "report")
 """In the order that they need each other."""
 
@@ -45,8 +47,8 @@ def parse() -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    if not text.isdecimal() or not 0 < int(text[:12]) < MOST:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0 and below {MOST:,}")
     return int(text)
 
 

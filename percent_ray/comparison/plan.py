@@ -1,16 +1,17 @@
 """What a comparison runs: rows of a table, each a method on the same recipe, over seeds."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from percent_ray.evaluation.aggregate import FRONTIER_POINTS
 from percent_ray.evaluation.judge import Protocol
 from percent_ray.recipe import load as recipes
+from percent_ray.recipe import strict_yaml
 from percent_ray.recipe.errors import explain
 from percent_ray.recipe.load import RecipeError
 from percent_ray.recipe.section import Section
@@ -19,6 +20,9 @@ from percent_ray.recipe.tree import Recipe
 BASE = "base"
 """Names the model before training: a folder beside the runs', a line of the tables."""
 
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+"""Of a folder."""
+RunSeed = Annotated[int, Field(ge=0, lt=2**63)]
 Kind = Literal["reference", "baseline", "paper", "ours", "control"]
 """`reference` rows are the early-stopping frontier: the same method, stopped anywhere."""
 
@@ -38,24 +42,24 @@ class Row(Section):
 
 
 class Comparison(Section):
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Name
     """Names its folder and its MLflow run."""
     folder: str = "runs"
     """Everything is written to FOLDER/NAME."""
-    seeds: tuple[int, ...] = (1, 2, 3)
-    """Of the runs of each row."""
-    workers: PositiveInt = 2
+    seeds: Annotated[tuple[RunSeed, ...], Field(min_length=1)] = (1, 2, 3)
+    """Of the runs of each row, each once."""
+    workers: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Runs at a time, one core each."""
-    gpus: NonNegativeFloat = 0.0
+    gpus: Annotated[float, Field(ge=0, le=1024)] = 0.0
     """GPUs of one run; a fraction shares a card, 0 runs on the CPU."""
     evaluation: Protocol = Protocol()
     """How checkpoints are judged."""
-    pool: Annotated[int, Field(ge=0)] = 0
+    pool: Annotated[int, Field(ge=0, le=100_000)] = 0
     """Pictures of a prompt that the base model draws to be chosen from: what reward costs without
     training. 0 leaves it out; ten times `evaluation.images` or more is needed."""
     recipe: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
     """What all rows differ in from the base recipe."""
-    rows: dict[str, Row]
+    rows: dict[Name, Row]
     """By a short name."""
     quick: tuple[str, ...] = ()
     """Rows of `--quick`, with one seed."""
@@ -66,6 +70,17 @@ class Comparison(Section):
             raise ValueError(
                 f"pool {self.pool} has fewer pictures than evaluation.images "
                 f"{self.evaluation.images}; set it to ten times as many, or to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _folders_are_apart(self) -> Self:
+        """A run's folder is called by its row and its seed."""
+        if twice := sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1}):
+            raise ValueError(f"seeds: {', '.join(map(str, twice))} is there twice; give each once")
+        if BASE in self.rows:
+            raise ValueError(
+                f"rows.{BASE}: is the model before training; give the row another name"
             )
         return self
 
@@ -115,15 +130,7 @@ def load(
     Every recipe is validated here, and that a report can be made of the rows. Raises RecipeError
     with one line for each problem.
     """
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), recipes.Loader)
-        base = path.parent / tree.pop("base")
-        tree |= {key: value for key, value in settings.items() if value is not None}
-        comparison = Comparison.model_validate(tree)
-    except (OSError, KeyError, AttributeError, TypeError, yaml.YAMLError) as error:
-        raise RecipeError([f"{path}: not a comparison: {error}"]) from None
-    except ValidationError as error:
-        raise RecipeError([f"{path}: {line}" for line in explain(error)]) from None
+    comparison, base = _read(path, settings)
     unknown = [row for row in (*rows, *comparison.quick) if row not in comparison.rows]
     if unknown:
         raise RecipeError([f"no row {', '.join(unknown)}; {path} has {', '.join(comparison.rows)}"])
@@ -136,13 +143,39 @@ def load(
         comparison = comparison.model_copy(update=changes)
     plan = Plan(comparison, base, overrides)
     recipes_of = {row: plan.recipe(row, comparison.seeds[0]) for row in comparison.rows}
-    for row, recipe in recipes_of.items():
-        if unknown := comparison.evaluation.unknown(recipe.scorers):
-            raise RecipeError([f"{path}: row {row}: {unknown}"])
+    wrong = [
+        f"{path}: row {row}: {problem}"
+        for row, recipe in recipes_of.items()
+        for problem in comparison.evaluation.problems(recipe.scorers)
+    ]
+    if wrong:
+        raise RecipeError(wrong)
+    for recipe in recipes_of.values():
+        comparison.evaluation.read(recipe.scorers)
     problem = _no_frontier(comparison, recipes_of)
     if problem:
         raise RecipeError([f"{path}: {problem}"])
     return plan
+
+
+def _read(path: Path, settings: Mapping[str, Any]) -> tuple[Comparison, Path]:
+    """A comparison and the file of its base recipe. Raises RecipeError."""
+    try:
+        tree = strict_yaml.read(path)
+    except ValueError as error:
+        raise RecipeError([str(error)]) from None
+    if not isinstance(tree, dict):
+        raise RecipeError([f"{path}: not a comparison: it holds no keys; see --help"])
+    base = tree.pop("base", None)
+    if not isinstance(base, str) or not base.strip():
+        raise RecipeError([f"{path}: base: got {base!r}, needs a recipe file in the same folder"])
+    tree |= {key: value for key, value in settings.items() if value is not None}
+    try:
+        # As JSON, so that a text is no number and 1.0 no whole one.
+        comparison = Comparison.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        raise RecipeError([f"{path}: {line}" for line in explain(error)]) from None
+    return comparison, path.parent / base
 
 
 def _no_frontier(comparison: Comparison, recipes_of: Mapping[str, Recipe]) -> str | None:

@@ -32,7 +32,7 @@ import json
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -93,7 +93,10 @@ def images_table(final: Float[Tensor, "K C H W"]) -> pa.Table:
 
 def steps(table: pa.Table) -> range:
     """The SDE steps of a trajectory table. ValueError for any other table."""
-    return range(*_metadata(table, "trajectory")["steps"])
+    found = metadata(table, "trajectory").get("steps")
+    if not isinstance(found, list) or len(found) != 2 or not all(type(n) is int for n in found):
+        raise ValueError(f"a trajectory table with steps {found!r}, expected [start, stop]")
+    return range(*found)
 
 
 def column(table: pa.Table, name: str) -> Tensor:
@@ -102,7 +105,7 @@ def column(table: pa.Table, name: str) -> Tensor:
     Never write to it: the memory may be a mapping that other processes read. Raises ValueError
     where the column is missing or in more than one chunk.
     """
-    _metadata(table)
+    metadata(table)
     return _column(table, name)
 
 
@@ -117,7 +120,7 @@ def pack(tensors: Mapping[str, Tensor]) -> pa.Table:
 def unpack(table: pa.Table) -> dict[str, Tensor]:
     """The tensors of `pack`, over the table's memory: clone before writing. ValueError for any
     other table."""
-    _metadata(table, "tensors")
+    metadata(table, "tensors")
     return {name: _column(table, name)[0] for name in table.column_names}
 
 
@@ -181,21 +184,28 @@ def _column(table: pa.Table, name: str) -> Tensor:
             f"column {name!r} is in {chunks.num_chunks} chunks; combine_chunks() first"
         )
     rows = chunks.chunk(0)
+    field = table.schema.field(name)
+    dtype = DTYPES.get((field.metadata or {}).get(b"dtype", b"").decode())
+    if dtype is None or not isinstance(field.type, pa.FixedShapeTensorType) or rows.null_count:
+        raise ValueError(
+            f"column {name!r} is {field.type}, expected whole tensors of a known dtype"
+        )
     # DLPack rather than numpy: torch warns of memory that numpy calls read-only.
     flat = torch.from_dlpack(rows.storage.flatten())
-    dtype = DTYPES[table.schema.field(name).metadata[b"dtype"].decode()]
     return flat.view(dtype).reshape(len(rows), *rows.type.shape)
 
 
-def _metadata(
-    table: pa.Table, schema: Literal["trajectory", "tensors"] | None = None
-) -> dict[str, Any]:
+def metadata(table: pa.Table, schema: str | None = None) -> dict[str, Any]:
     """The schema's JSON; ValueError for a table of another schema or version."""
     text = (table.schema.metadata or {}).get(b"percent_ray")
-    metadata: dict[str, Any] = json.loads(text) if text else {}
-    if metadata.get("version") != VERSION or schema not in (None, metadata["schema"]):
+    try:
+        found = json.loads(text) if text else None
+    except ValueError:
+        found = None
+    about: dict[str, Any] = found if isinstance(found, dict) else {}
+    if about.get("version") != VERSION or schema not in (None, about.get("schema")):
         raise ValueError(
             f"expected a {schema or 'percent_ray'} table of version {VERSION}, got "
-            f"{metadata.get('schema', 'a foreign table')} of version {metadata.get('version')}"
+            f"{about.get('schema', 'a foreign table')} of version {about.get('version')}"
         )
-    return metadata
+    return about

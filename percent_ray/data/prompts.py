@@ -4,21 +4,28 @@ import codecs
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import torch
 
 from percent_ray.flow.noise import generator
+from percent_ray.recipe import tree
+from percent_ray.recipe.paths import locate_prompts
+from percent_ray.scorers import geneval_record
 from percent_ray.types import Prompt
 
 BROKEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's categories that a prompt has nothing of: control, surrogate, line and paragraph."""
 
 
-def read_prompts(path: Path | str) -> list[Prompt]:
-    """The prompts of a file, blank lines left out.
+def read_prompts(
+    path: Path | str, *, judges: Mapping[str, tree.Scorer] = MappingProxyType({})
+) -> list[Prompt]:
+    """The prompts of a file, blank lines left out. `judges` are the scorers that are to score their
+    pictures, by name: a geneval needs a record of each prompt.
 
     `.txt`: a prompt a line. `.jsonl`: an object a line with `prompt` (GenEval's form) or `text`;
     its other keys are the prompt's metadata.
@@ -31,15 +38,32 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file of prompts")
     parse = _parse_json if path.suffix == ".jsonl" else _prompt
+    asks = {
+        name: geneval_record.vocabulary(settings.path)
+        for name, settings in judges.items()
+        if (settings.kind or name) == "geneval"
+    }
     prompts: list[Prompt] = []
     for number, line in _lines(path):
         try:
-            prompts.append(parse(line))
+            prompt = parse(line)
+            for name, known in asks.items():
+                _ask(name, prompt, known)
+            prompts.append(prompt)
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
     if not prompts:
         raise ValueError(f"{path}: no prompts in it")
     return prompts
+
+
+def of_recipe(recipe: tree.Recipe) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts of a run, and those of its probes. Raises as `read_prompts` does, for either."""
+    judges = {name: recipe.scorers[name] for name in recipe.scored}
+    prompts = read_prompts(locate_prompts(recipe.data.prompts), judges=judges)
+    path, most = recipe.data.probe_prompts, recipe.monitor.probe_groups
+    probes = read_prompts(locate_prompts(path), judges=judges) if path else prompts
+    return prompts, probes[:most]
 
 
 class PromptStream:
@@ -90,11 +114,30 @@ def _prompt(text: str, metadata: dict[str, Any] | None = None) -> Prompt:
     return Prompt(text, metadata)
 
 
+def _ask(name: str, prompt: Prompt, known: geneval_record.Vocabulary) -> None:
+    try:
+        geneval_record.check(prompt.metadata, known)
+    except ValueError as error:
+        raise ValueError(f"scorers.{name}: {error}") from None
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"key {name!r} is given twice")
+    return dict(pairs)
+
+
 def _parse_json(line: str) -> Prompt:
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}") from None
+        raise ValueError(f"not JSON: {error.msg}, at character {error.pos + 1}") from None
     except RecursionError:
         raise ValueError("not JSON that a prompt has: too many levels") from None
     if not isinstance(fields, dict):

@@ -35,8 +35,6 @@ DRAW = "draw"
 """Names the actors that draw."""
 INFLIGHT = 2
 """Calls that an actor has at a time: the next pictures travel while it looks at these."""
-RESTARTS = 2
-"""Of an actor that dies, and of the call that it died in."""
 DRAWING_GPUS = 0.5
 """Of a card for an actor that draws; the judges share the rest."""
 CARDS_PER_JUDGE = 8
@@ -91,8 +89,8 @@ class Engine:
                 "encodes": name in evaluation.encoders,
             }
             self._judges[name] = _pool(Judging, arguments, sizes[name], name, evaluation.timeout_s)
-        most = max((len(pool.actors) for pool in self._judges.values()), default=0)
-        self._room = asyncio.Semaphore(INFLIGHT * (len(self._drawers.actors) + most))
+        most = max((pool.workers for pool in self._judges.values()), default=0)
+        self._room = asyncio.Semaphore(INFLIGHT * (self._drawers.workers + most))
         self._gone: dict[str, str] = {}
         """Rows and judges that nothing more is asked of, and why."""
         self.failures: dict[tuple[str, str], list[str]] = {}
@@ -236,12 +234,16 @@ def _pool(
     actor = ray.remote(kind).options(
         num_cpus=1,
         num_gpus=gpus,
-        max_restarts=RESTARTS,
-        max_task_retries=RESTARTS,
         runtime_env={"env_vars": variables},
     )
-    actors = [actor.remote(**arguments) for _ in range(workers)]
-    return Pool(actors, name=name, inflight=INFLIGHT, timeout_s=timeout_s, setting="timeout_s")
+    return Pool(
+        lambda number: actor.remote(**arguments),
+        workers,
+        name=name,
+        inflight=INFLIGHT,
+        timeout_s=timeout_s,
+        setting="timeout_s",
+    )
 
 
 @contextlib.contextmanager

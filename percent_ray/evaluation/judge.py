@@ -6,7 +6,7 @@ from typing import Annotated
 
 import numpy as np
 from jaxtyping import UInt8
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from percent_ray.data.prompts import read_prompts
 from percent_ray.evaluation.generate import Pictures, PolicySource
@@ -17,6 +17,12 @@ from percent_ray.recipe import tree
 from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.section import Section
 from percent_ray.scorers.base import load_scorer
+from percent_ray.types import Prompt
+
+ONLY_ENCODE = ("dino",)
+ONLY_SCORE = ("geneval", "http", "unifiedreward")
+"""Kinds of scorers that cannot judge, and that cannot encode."""
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Protocol(Section):
@@ -24,26 +30,42 @@ class Protocol(Section):
 
     prompts: str = "shapes/probe.jsonl"
     """Prompts, .txt or .jsonl."""
-    images: Annotated[int, Field(ge=2)] = 30
+    images: Annotated[int, Field(ge=2, le=10_000)] = 30
     """Pictures of a prompt."""
-    steps: PositiveInt = 10
+    steps: Annotated[int, Field(ge=1, le=1000)] = 10
     """ODE steps."""
-    seed: int = 2026
+    seed: Seed = 2026
     """Of the noise, whatever a run's seed is."""
     judges: tuple[str, ...] = ("pickscore", "clip", "geneval")
     """Scorers that fill the quality columns; the first is the reward of the frontier."""
     encoders: tuple[str, ...] = ("clip", "dino", "pickscore")
     """Scorers whose spaces fill the diversity columns, beside the VAE's."""
 
-    def unknown(self, scorers: Mapping[str, tree.Scorer]) -> str | None:
-        """What is wrong, in one line, where a judge or encoder is none of `scorers`."""
+    def problems(self, scorers: Mapping[str, tree.Scorer]) -> Iterator[str]:
+        """A line for each judge or encoder that is none of `scorers`, is given twice, or is of a
+        kind that cannot do what is asked of it."""
         missing = {*self.judges, *self.encoders} - scorers.keys()
-        if not missing:
-            return None
-        return (
-            f"evaluation: {', '.join(sorted(missing))} not among scorers "
-            f"({', '.join(scorers)}); add it there with weight 0"
-        )
+        if missing:
+            yield (
+                f"evaluation: {', '.join(sorted(missing))} not among scorers "
+                f"({', '.join(scorers)}); add it there with weight 0"
+            )
+        for key, names, cannot, does in (
+            ("judges", self.judges, ONLY_ENCODE, "only encodes"),
+            ("encoders", self.encoders, ONLY_SCORE, "only scores"),
+        ):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                yield f"evaluation: {key} names {', '.join(twice)} twice; name each once"
+            for name in dict.fromkeys(names):
+                kind = scorers[name].kind or name if name in scorers else ""
+                if kind in cannot:
+                    yield f"evaluation: {key} names {name}, and a {kind} {does}; leave it out there"
+
+    def read(self, scorers: Mapping[str, tree.Scorer]) -> list[Prompt]:
+        """The prompts. Raises ValueError for a file that is none, and for a prompt without the
+        record that a geneval among the judges reads."""
+        judges = {name: scorers[name] for name in self.judges if name in scorers}
+        return read_prompts(locate_prompts(self.prompts), judges=judges)
 
 
 class Judge:
@@ -54,8 +76,9 @@ class Judge:
 
     def __init__(self, recipe: tree.Recipe, protocol: Protocol) -> None:
         device = best_device()
-        if problem := protocol.unknown(recipe.scorers):
+        for problem in protocol.problems(recipe.scorers):
             raise ValueError(problem)
+        prompts = protocol.read(recipe.scorers)
         names = dict.fromkeys((*protocol.judges, *protocol.encoders))
         self._scorers = {
             name: load_scorer(name, recipe.scorers[name], device=device) for name in names
@@ -70,7 +93,7 @@ class Judge:
         self._source = PolicySource(
             self._policy, decoder, steps=protocol.steps, batch_size=recipe.sampling.batch_size
         )
-        self._prompts = read_prompts(locate_prompts(protocol.prompts))
+        self._prompts = prompts
         self._protocol = protocol
         self.loaded = [m.describe() for m in (self._policy, decoder, *self._scorers.values())]
         """What was loaded, a line each."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
-from percent_ray.data.prompts import read_prompts
 from percent_ray.evaluation import checkpoints
 from percent_ray.evaluation.checkpoints import Checkpoint, CheckpointRow
 from percent_ray.evaluation.judge import Protocol
@@ -18,7 +17,7 @@ from percent_ray.recipe import load as recipes
 from percent_ray.recipe import tree
 from percent_ray.recipe.errors import explain
 from percent_ray.recipe.load import RecipeError
-from percent_ray.recipe.paths import EMBEDDED, locate_pipeline, locate_prompts
+from percent_ray.recipe.paths import EMBEDDED, locate_pipeline
 from percent_ray.recipe.secret import Uri
 from percent_ray.recipe.section import Section
 from percent_ray.types import Prompt
@@ -118,8 +117,9 @@ def load(path: Path, runs: Sequence[str] = (), *, newest: bool = False, **settin
         raise RecipeError([f"{path}: {line}" for line in explain(error)]) from None
     if not evaluation.scorers:
         raise RecipeError([f"{path}: no scorers; `base: FILE` takes those of another file"])
-    if problem := evaluation.unknown(evaluation.scorers):
-        raise RecipeError([f"{path}: {problem}"])
+    wrong = [*evaluation.problems(evaluation.scorers), *_unknown_workers(evaluation)]
+    if wrong:
+        raise RecipeError([f"{path}: {problem}" for problem in wrong])
     if not evaluation.judges and not evaluation.encoders:
         raise RecipeError([f"{path}: no judges and no encoders; there is nothing to measure"])
     notes: list[str] = []
@@ -132,9 +132,19 @@ def load(path: Path, runs: Sequence[str] = (), *, newest: bool = False, **settin
     if evaluation.against and evaluation.against not in {row.label for row in rows}:
         labels = ", ".join(row.label for row in rows)
         raise RecipeError([f"against: no row {evaluation.against!r}; there are {labels}"])
-    prompts = read_prompts(locate_prompts(evaluation.prompts))
+    prompts = evaluation.read(evaluation.scorers)
     notes += _strangers(rows, evaluation)
     return Plan(evaluation, tuple(rows), tuple(prompts), tuple(notes))
+
+
+def _unknown_workers(evaluation: Evaluation) -> list[str]:
+    """Keys of `judge` that no actor would be sized by."""
+    known = ("default", *evaluation.scorers)
+    return [
+        f"judge.{name}: no such scorer; there are {', '.join(known)}"
+        for name in evaluation.judge
+        if name not in known
+    ]
 
 
 def _newest(notes: list[str]) -> list[str]:

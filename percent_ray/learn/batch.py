@@ -91,6 +91,21 @@ class Images:
         """Whether the loss has a KL to the reference policy."""
         return any(row.weights.kl_reference is not None for row in self._rows)
 
+    def not_finite(self) -> str:
+        """What of these images is NaN or infinite, with its group; empty where nothing is of what
+        this rank holds."""
+        for number, row in enumerate(self._rows):
+            held = {name: columns.get(number) for name, columns in self._columns.items()}
+            for what, tensors in (
+                ("weights", row.weights.present()),
+                ("payload", {name: tensor for name, tensor in held.items() if tensor is not None}),
+                ("condition", self._conditions.get(number, {})),
+            ):
+                for name, tensor in tensors.items():
+                    if not tensor.isfinite().all():
+                        return f"the {name} in the {what} of group {row.group_id}"
+        return ""
+
     def split(self, one: int, other: int) -> bool:
         """Whether two images are of different groups."""
         return self._index[one][0] != self._index[other][0]

@@ -21,7 +21,7 @@ from typing import Any
 from percent_ray.recipe.load import differences
 from percent_ray.recipe.tree import Recipe
 
-FORMAT = 3
+FORMAT = 4
 PARTIAL = ".partial-"
 DAMAGED = "damaged-"
 """Begins the name of a checkpoint that a resumed run has found damaged and gone behind."""
@@ -41,6 +41,9 @@ class DriverState:
     """What the method remembers from step to step."""
     mlflow_run_id: str | None
     """The run that a resumed one continues."""
+    oldest: int
+    """The first version that the next groups are drawn by (`slots.drawn_by`). Where it is before
+    `version`, the weights of the versions between are in the checkpoint: `learn/older.py`."""
 
 
 @contextmanager

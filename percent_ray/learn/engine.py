@@ -181,7 +181,7 @@ def copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def check_norm(norm: float) -> None:
     """Raises FloatingPointError for a gradient norm that is not finite."""
     if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient norm is {norm}; set a lower learner.lr")
+        raise FloatingPointError(f"the gradient norm is {norm}")
 
 
 def write_stamp(folder: Path, *, stage: int | None, world: int) -> None:

@@ -1,5 +1,6 @@
 """The decoders that the model families share: the VAE's, and a tiny one of the same latents."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -21,6 +22,15 @@ def load_decoder(model: tree.Model, *, device: torch.device) -> "VaeDecoder":
 
     part = {"part": "model.path: vae", "subfolder": "vae"}
     vae = _read(AutoencoderKL, model, model.folder, device, part)
+    for name in ("scaling_factor", "shift_factor"):
+        value = vae.config.get(name)
+        if not (isinstance(value, int | float) and math.isfinite(value)) or (
+            name == "scaling_factor" and value <= 0
+        ):
+            raise ValueError(
+                f"model.path: vae of {model.path}: its config.json has {name} {value}, expected a "
+                "number, of scaling_factor one above 0; set it as it was published"
+            )
     return VaeDecoder(vae, model.path)
 
 
@@ -36,17 +46,14 @@ def load_tiny(model: tree.Model, path: str, *, default: str, device: torch.devic
     folder = locate(tiny_path(model, path, default))
     part = {"part": "perceptual.tiny_path: decoder", "subfolder": ""}
     ours = pretrained.config(AutoencoderTiny, folder, **part)
-    name = f"perceptual.tiny_path: decoder of {folder}"
-    kind = ours.get("_class_name")
-    if kind != AutoencoderTiny.__name__:
-        raise ValueError(f"{name} is of class {kind}, not AutoencoderTiny; give a folder of one")
     vae = pretrained.config(AutoencoderKL, model.folder, part="model.path: vae", subfolder="vae")
-    found, needed = layout(ours), layout(vae)
+    found = layout(ours, of=f"{part['part']} of {folder}")
+    needed = layout(vae, of=f"model.path: vae of {model.path}")
     if found != needed:
         raise ValueError(
-            f"{name} has {found[0]} latent channels and scales by {found[1]}, the VAE of "
-            f"{model.path} has {needed[0]} and scales by {needed[1]}; give one of its latents, or "
-            "set perceptual.decoder to full"
+            f"{part['part']} of {folder} has {found[0]} latent channels and scales by {found[1]}, "
+            f"the VAE of {model.path} has {needed[0]} and scales by {needed[1]}; give one of its "
+            "latents, or set perceptual.decoder to full"
         )
     return TinyDecoder(_read(AutoencoderTiny, model, folder, device, part), folder)
 
@@ -56,11 +63,23 @@ def tiny_path(model: tree.Model, path: str, default: str) -> str:
     return path or EMBEDDED.get(model.path, default)
 
 
-def layout(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Channels of a latent, and pixels on a side of one of its own."""
-    if stages := config.get("num_decoder_blocks"):  # an AutoencoderTiny
-        return config["latent_channels"], config["upsampling_scaling_factor"] ** (len(stages) - 1)
-    return config["latent_channels"], 2 ** (len(config["block_out_channels"]) - 1)
+def layout(config: Mapping[str, Any], *, of: str = "vae") -> tuple[int, int]:
+    """Channels of a latent, and pixels on a side of one of its own. Raises ValueError, that begins
+    with `of`, where the config.json does not give them."""
+    tiny = "num_decoder_blocks" in config
+    blocks = "num_decoder_blocks" if tiny else "block_out_channels"
+    stages, channels = config[blocks], config["latent_channels"]
+    by = config["upsampling_scaling_factor"] if tiny else 2
+    if not isinstance(stages, list | tuple) or not stages or not _counts(channels, by, *stages):
+        raise ValueError(
+            f"{of}: its config.json gives {blocks} {stages!r} and latent_channels {channels!r}; "
+            "give it as save_pretrained writes it"
+        )
+    return channels, by ** (len(stages) - 1)
+
+
+def _counts(*values: object) -> bool:
+    return all(isinstance(value, int) and value > 0 for value in values)
 
 
 def _read(
@@ -86,10 +105,20 @@ class VaeDecoder:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "N C H W"]) -> UInt8[Tensor, "N 3 h w"]:
         """Images of scaled latents on the VAE's device, rounded to uint8 as they would be saved.
-        Raises ValueError for pixels that are not finite, which uint8 would hide."""
+        Raises ValueError for pixels that are not finite, which uint8 would hide, and where they are
+        not because the latents are not."""
         images = self.pixels(latents)
         if not images.isfinite().all():
-            raise ValueError(f"{type(self.vae).__name__} gave pixels that are not finite")
+            bad = [n for n, latent in enumerate(latents) if not latent.isfinite().all()]
+            raise ValueError(
+                f"the policy's latents of {len(bad)} of {len(latents)} images are NaN or infinite "
+                f"(the first is image {bad[0]}), before the decoder: its weights are, or its "
+                "activations overflow; set model.dtype float32 or bfloat16, or a lower learner.lr "
+                "where updates have done it"
+                if bad
+                else f"{type(self.vae).__name__} in {self.vae.dtype} gave pixels that are not "
+                "finite of latents that are; give another vae, or set model.dtype float32"
+            )
         return images.mul(0.5).add(0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
 
     def pixels(self, latents: Float[Tensor, "N C H W"]) -> Float[Tensor, "N 3 h w"]:

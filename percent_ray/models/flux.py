@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from percent_ray.models import decoder, trained
 from percent_ray.models.base import Condition
-from percent_ray.models.text import tower
+from percent_ray.models.text import check_width, tower
 from percent_ray.recipe import tree
 
 TINY = "madebyollin/taef1"
@@ -31,7 +31,8 @@ def load_policy(model: tree.Model, *, seed: int, device: torch.device, text: boo
     if not model.t5:
         raise ValueError("model.t5 false: FLUX reads its prompts by T5; set it to true")
     network = trained.read(model, Flux.transformer, device)
-    latent_shape = (network.config.in_channels // PATCH**2, *trained.latent_size(model, PATCH))
+    channels = network.config.in_channels // PATCH**2
+    latent_shape = (channels, *trained.latent_size(model, PATCH, channels=channels))
     network = trained.adapt(model, network, seed=seed, device=device)
     scheduler = trained.scheduler(model)
     encoder = _text_pipeline(model, network, scheduler, device) if text else None
@@ -132,5 +133,8 @@ def _text_pipeline(model: tree.Model, network: Any, scheduler: Any, device: torc
     t5 = T5EncoderModel, T5Tokenizer
     instead = "FLUX reads its prompts by T5: set model.path to a folder that has it"
     parts |= tower(model, *t5, number="_2", device=device, instead=instead)
+    for number, key in (("", "pooled_projection_dim"), ("_2", "joint_attention_dim")):
+        name = f"text_encoder{number}"
+        check_width(name, parts[name].config.hidden_size, network, key, model)
     vae: Any = None
     return FluxPipeline(transformer=network, scheduler=scheduler, vae=vae, **parts)

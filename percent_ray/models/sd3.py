@@ -9,7 +9,7 @@ from torch import Tensor
 
 from percent_ray.models import decoder, pretrained, trained
 from percent_ray.models.base import Condition
-from percent_ray.models.text import has, tower
+from percent_ray.models.text import check_width, has, tower
 from percent_ray.recipe import tree
 
 TINY = "madebyollin/taesd3"
@@ -34,7 +34,9 @@ def load_policy(
         )
     network = trained.read(model, StableDiffusion3.transformer, device)
     patch, channels = network.config.patch_size, int(network.config.in_channels)
-    size = trained.latent_size(model, patch, largest=network.config.pos_embed_max_size)
+    size = trained.latent_size(
+        model, patch, channels=channels, largest=network.config.pos_embed_max_size
+    )
     network = trained.adapt(model, network, seed=seed, device=device)
     scheduler = trained.scheduler(model)
     encoder = _text_pipeline(model, index, network, scheduler, device) if text else None
@@ -131,6 +133,8 @@ def _text_pipeline(
         parts |= tower(model, *t5, number="_3", device=device, instead=instead)
     else:
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
+    pooled = sum(parts[f"text_encoder{n}"].config.projection_dim for n in ("", "_2"))
+    check_width("text_encoder and text_encoder_2", pooled, network, "pooled_projection_dim", model)
     # Without T5 the pipeline reads the width of its zeros from the transformer.
     vae: Any = None
     return StableDiffusion3Pipeline(transformer=network, scheduler=scheduler, vae=vae, **parts)

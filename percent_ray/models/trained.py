@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from percent_ray.models import decoder, lora, pretrained
 from percent_ray.models.base import Condition
+from percent_ray.models.text import check_index
 from percent_ray.recipe import tree
+from percent_ray.recipe.errors import first_line
 
 WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"
 """The files of a transformer, as diffusers names them."""
@@ -319,24 +321,39 @@ def _compile(model: tree.Model, network: nn.Module) -> None:
 
 def scheduler(model: tree.Model) -> Any:
     """The flow-matching scheduler of `model.path`. Raises ValueError for another class, whose
-    sigmas this one would not have, and for one that adds noise of its own."""
+    sigmas this one would not have, for sigmas that do not fall to 0, and for one that adds noise of
+    its own."""
     from diffusers import FlowMatchEulerDiscreteScheduler as Scheduler
 
     settings = pretrained.config(
         Scheduler, model.folder, part="model.path: scheduler", subfolder="scheduler"
     )
-    kind = settings.get("_class_name")
-    if kind != Scheduler.__name__:
-        raise ValueError(
-            f"model.path: scheduler of {model.path} is a {kind}; give a folder whose scheduler is "
-            f"a {Scheduler.__name__}: with another the sigmas of training would not be its own"
-        )
     if settings.get("stochastic_sampling"):
         raise ValueError(
-            f"model.path: scheduler of {model.path} has stochastic_sampling true; set it to false: "
-            "the noise of training is sampling.noise_level's"
+            f"model.path: scheduler of {model.path}: its scheduler_config.json has "
+            "stochastic_sampling true; set it to false: the noise of training is "
+            "sampling.noise_level's"
         )
-    return Scheduler.from_config(settings)
+    try:
+        found = Scheduler.from_config(settings)
+        _check_sigmas(found)
+    except Exception as error:  # of settings of other types and ranges
+        raise ValueError(
+            f"model.path: scheduler of {model.path}: its scheduler_config.json gives no sigmas "
+            f"that fall to 0 ({first_line(error)}); give it as it was published"
+        ) from error
+    return found
+
+
+def _check_sigmas(scheduler: Any) -> None:
+    """Raises ValueError, and whatever diffusers does, for settings that make no schedule."""
+    dynamic = scheduler.config.use_dynamic_shifting
+    if dynamic and scheduler.config.max_image_seq_len == scheduler.config.base_image_seq_len:
+        raise ValueError("max_image_seq_len and base_image_seq_len are one number")
+    scheduler.set_timesteps(10, device="cpu", **({"mu": 1.0} if dynamic else {}))
+    sigmas = scheduler.sigmas
+    if not (sigmas.diff() < 0).all() or sigmas[0] > 1 or sigmas[-1] != 0:
+        raise ValueError(", ".join(f"{sigma:.3g}" for sigma in sigmas))
 
 
 def index(model: tree.Model, pipeline: str) -> Mapping[str, Any]:
@@ -350,25 +367,34 @@ def index(model: tree.Model, pipeline: str) -> Mapping[str, Any]:
             f"model.path: {model.path} is of class {kind}, not {pipeline}; "
             "set model.path or model.family"
         )
+    check_index(found, model)
     return found
 
 
-def latent_size(model: tree.Model, patch: int, *, largest: int | None = None) -> tuple[int, int]:
+def latent_size(
+    model: tree.Model, patch: int, *, channels: int, largest: int | None = None
+) -> tuple[int, int]:
     """Height and width of a latent at `model.resolution`.
 
-    `patch` is the transformer's patch size in latent pixels, `largest` the most patches on a side.
-    Raises ValueError for a resolution that does not fit.
+    `patch` is the transformer's patch size in latent pixels, `channels` are those of its latents,
+    `largest` the most patches on a side. Raises ValueError for a resolution that does not fit, and
+    for a VAE of other latents.
     """
     from diffusers import AutoencoderKL
 
     vae = pretrained.config(AutoencoderKL, model.folder, part="model.path: vae", subfolder="vae")
-    _, scale = decoder.layout(vae)
+    decoded, scale = decoder.layout(vae, of=f"model.path: vae of {model.path}")
+    if decoded != channels:
+        raise ValueError(
+            f"model.path: vae of {model.path}: its config.json gives latents of {decoded} channels "
+            f"and the transformer's has {channels}; give a folder with both of one model"
+        )
     multiple = scale * patch
     most = None if largest is None else multiple * largest
     if any(side % multiple or (most is not None and side > most) for side in model.size):
         raise ValueError(
             f"model.resolution {model.resolution} does not fit this model; "
-            f"set a multiple of {multiple}" + (f" up to {most}" if most else "")
+            f"set a multiple of {multiple}" + (f" up to {most}" if most is not None else "")
         )
     height, width = model.size
     return height // scale, width // scale

@@ -7,6 +7,7 @@ has its own; a resumed run repeats steps that its checkpoint lacked): the later 
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ class History:
         self.path = path
         torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")
         self._file = path.open("a", encoding="utf-8")
+        self._one = threading.Lock()
+        """A line at a time: probes are recorded by another thread."""
         if torn:  # the last run was killed within a line
             self._file.write("\n")
 
@@ -30,8 +33,9 @@ class History:
         """Write the metrics of one step."""
         values = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
         line = {"step": step, "time": round(time.time(), 3), "metrics": values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        with self._one:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -60,5 +64,5 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, float]] | None]:
             found = json.loads(line)
             step, metrics = int(found["step"]), dict(found["metrics"])
             yield step, {k: math.nan if v is None else float(v) for k, v in metrics.items()}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             yield None

@@ -5,7 +5,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from percent_ray.metrics import DESCENT, DIFFER, GRADIENT, NOISE, TAUGHT
+from percent_ray.metrics import (
+    DESCENT,
+    DIFFER,
+    GRADIENT,
+    NOISE,
+    PIXELS,
+    TAUGHT,
+    VENDI,
+    by_space,
+)
 
 WINDOW = 10
 """Steps that are looked at together: one step's own numbers are too noisy."""
@@ -89,6 +98,29 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
             "too hard"
         )
     return lines
+
+
+def alarms(now: Mapping[str, float], first: Mapping[str, float], *, share: float) -> list[str]:
+    """A line for each measure of the probes' diversity that is below `share` of the first
+    probe's."""
+    names = {"pixel variance": PIXELS}
+    names |= {f"Vendi({space})": f"{VENDI}{space}" for space in by_space(now, VENDI)}
+    lines: list[str] = []
+    for label, name in names.items():
+        if name in now and name in first and now[name] < share * first[name]:
+            lines.append(
+                f"alarm: {label} of the probes is {now[name] / first[name]:.0%} of the first "
+                f"probe's ({first[name]:.4g} -> {now[name]:.4g}; monitor.alarm_share {share:g}): "
+                "images of a prompt become one image; look at pictures/, and set learner.lr lower, "
+                "objective.kl higher or a method.name that keeps diversity"
+            )
+    return lines
+
+
+def idle(taught: Mapping[int, bool]) -> list[str]:
+    """A line on the steps that have not taught anything, where there are any."""
+    count = sum(not useful for useful in taught.values())
+    return [f"{count} of {len(taught)} steps taught nothing: all advantages were 0"] * bool(count)
 
 
 def _estimate(values: Sequence[float]) -> Estimate:

@@ -54,9 +54,12 @@ def look(number: int) -> Look:
 
 
 def figure(width: float, height: float) -> "Figure":
-    """An empty one, in inches."""
+    """An empty one, in inches. Nothing in it is TeX: `$` is part of a prompt or a name."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    # Of every text that is made from here on: also tick labels, which are made when it is drawn.
+    rcParams["text.parse_math"] = False
     # A Figure outside pyplot draws with Agg and is safe in any thread.
     return Figure(figsize=(width, height), dpi=120, layout="constrained")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from percent_ray.data.prompts import PromptStream, read_prompts
+from percent_ray.data.prompts import PromptStream, of_recipe
 from percent_ray.flow.sde import transition
 from percent_ray.models import published, text
 from percent_ray.models.base import family
@@ -21,7 +21,6 @@ from percent_ray.preview.memory import Memory, Parts
 from percent_ray.preview.sizes import Sizes
 from percent_ray.preview.stages import Seconds
 from percent_ray.recipe import load as recipes
-from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.process import notes
 from percent_ray.recipe.section import AnyMethod
 from percent_ray.recipe.tree import MOST, Recipe, Scorer
@@ -35,7 +34,7 @@ def show(recipe: Recipe, *, measure: bool, images_per_hour: float | None, tflops
     """Print the page. `measure` runs a few steps for its times. Raises ValueError, in one line, for
     what a run would be refused for, as far as that can be seen without its weights."""
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    prompts = read_prompts(locate_prompts(recipe.data.prompts))
+    prompts, _ = of_recipe(recipe)
     with tempfile.TemporaryDirectory() as folder:
         model, source = published.at_hand(recipe.model, Path(folder))
         placed = _with_tiny(recipe, Path(folder)).model_copy(update={"model": model})
@@ -152,7 +151,9 @@ def _cut(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
     """How many prompts each tokenizer cuts off."""
     found = text.cut(recipe.model, [prompt.text for prompt in prompts])
     lines = [
-        f"{name} cuts {n} of {len(prompts)} at {most} tokens" for name, (n, most) in found.items()
+        f"{name} cuts {cut.prompts} of {len(prompts)} at {cut.most} tokens, the longest has "
+        f"{cut.longest}"
+        for name, cut in found.items()
     ]
     return lines or ["cut prompts are not counted: the tokenizers' files are not at hand"]
 

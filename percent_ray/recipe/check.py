@@ -13,13 +13,17 @@ from percent_ray.recipe.section import METHODS
 if TYPE_CHECKING:
     from percent_ray.recipe.tree import Recipe
 
+NO_FEATURES = "ENCODES = False"
+"""In the module of a scorer that has no features of an image."""
+NO_SCORE = "SCORES = False"
+"""In that of one that has no score."""
 MEASURED = ("latent", "pixel", "vae")
 """Spaces that are measured beside those of the scorers, under names of their own."""
 
 
 def problems(recipe: "Recipe") -> Iterator[str]:
     """One line for every problem, that says what to set."""
-    for check in (_modules, _paths, _spaces, _steps, _process, _sizes):
+    for check in (_modules, _paths, _spaces, _kinds, _unread, _steps, _process, _sizes, _roles):
         yield from check(recipe)
 
 
@@ -71,15 +75,13 @@ def _spaces(recipe: "Recipe") -> Iterator[str]:
     for name, scorer in recipe.scorers.items():
         if scorer.normalize and not scorer.weight:
             yield f"scorers.{name}.normalize: its weight is 0; set weight, or leave normalize out"
-    asked = {
-        "perceptual.spaces": recipe.perceptual.spaces,
-        "monitor.spaces": recipe.monitor.spaces,
-        "method.spaces": recipe.of_method("spaces"),
-        "method.image_spaces": recipe.of_method("image_spaces"),
-        "method.judges": recipe.of_method("judges"),
-    }
-    for key, names in asked.items():
-        for name in names:
+    for key, names in _named(recipe):
+        usual = getattr(type(recipe.method), key.partition(".")[2], ())
+        if key.startswith("method.") and usual and not names:
+            yield f"{key}: {recipe.method.name} needs one or more; set it to [{', '.join(usual)}]"
+        for name in dict.fromkeys(names):
+            if names.count(name) > 1:
+                yield f"{key}: {name!r} is there {names.count(name)} times; leave one"
             if name not in recipe.scorers:
                 yield (
                     f"{key}: {name!r} is not among scorers ({', '.join(recipe.scorers)}); "
@@ -87,6 +89,76 @@ def _spaces(recipe: "Recipe") -> Iterator[str]:
                 )
     if getattr(recipe.method, "strength", None) == "auto" and not recipe.monitor.probe_every:
         yield "method.strength auto measures on probes; set monitor.probe_every above 0"
+
+
+def _named(recipe: "Recipe") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Keys that name scorers, and what they name."""
+    yield "perceptual.spaces", recipe.perceptual.spaces
+    yield "monitor.spaces", recipe.monitor.spaces
+    for key in ("spaces", "image_spaces", "judges"):
+        yield f"method.{key}", recipe.of_method(key)
+
+
+def _kinds(recipe: "Recipe") -> Iterator[str]:
+    """Scorers that are asked for what their kind does not do."""
+    known = SCORERS.names()
+    kinds = {name: recipe.kind_of(name) for name in recipe.scorers}
+    lacks = {
+        line: {name for name, kind in kinds.items() if kind in known and SCORERS.has(kind, line)}
+        for line in (NO_FEATURES, NO_SCORE)
+    }
+    for key, names in _named(recipe):
+        if key == "method.judges":
+            wrong, only = lacks[NO_SCORE], "encodes pictures and scores none"
+        else:
+            wrong, only = lacks[NO_FEATURES], "scores pictures and has no features of them"
+        for name in dict.fromkeys(names):
+            if name in wrong:
+                yield f"{key}: {name!r} is a {kinds[name]}, which only {only}; leave it out"
+    for name in lacks[NO_SCORE]:
+        if recipe.scorers[name].weight:
+            yield (
+                f"scorers.{name}.weight: a {kinds[name]} only encodes pictures and scores none; "
+                "set it to 0"
+            )
+
+
+def _unread(recipe: "Recipe") -> Iterator[str]:
+    """Keys that would have no effect where one is meant."""
+    sampling, model = recipe.sampling, recipe.model
+    if not sampling.window_size and (sampling.window_low or sampling.window_high):
+        yield (
+            f"sampling.window_low {sampling.window_low}, window_high {sampling.window_high}: are "
+            "of a window; set sampling.window_size above 0, or leave them out"
+        )
+    if model.family == "sd3" and model.true_cfg != 1:
+        yield (
+            f"model.true_cfg {model.true_cfg:g}: is of flux; set model.guidance for an sd3, and "
+            "leave it out"
+        )
+    if sampling.kind == "cps" and sampling.noise_level > 1 and not recipe.is_forward:
+        yield (
+            f"sampling.noise_level {sampling.noise_level:g}: cps is defined from 0 to 1; set it to "
+            "1 or less"
+        )
+    targets = model.lora_targets
+    if model.lora_rank and not targets:
+        yield "model.lora_targets: names no layer; leave it out, or set model.lora_rank 0"
+    for target in dict.fromkeys(targets):
+        if not re.fullmatch(r"\w+(\.\w+)*", target):
+            yield f"model.lora_targets: {target!r} is no layer; give one such as attn.to_q"
+        elif targets.count(target) > 1:
+            yield f"model.lora_targets: {target!r} is there more than once; leave one"
+
+
+def _roles(recipe: "Recipe") -> Iterator[str]:
+    for role in ("rollout", "perception", "learner"):
+        gpus = getattr(recipe.runtime, role).gpus
+        if gpus > 1 and gpus != int(gpus):
+            yield (
+                f"runtime.{role}.gpus {gpus:g}: above 1 whole cards are given; set it to "
+                f"{int(gpus)}, {int(gpus) + 1} or a part of one"
+            )
 
 
 def _process(recipe: "Recipe") -> Iterator[str]:
@@ -164,6 +236,15 @@ def _sizes(recipe: "Recipe") -> Iterator[str]:
             "model.compile true does not go with learner.zero_stage 3, which gathers weights "
             "inside the compiled blocks; set learner.zero_stage 2 or model.compile false"
         )
+    for name in ("rollout", "perception", "learner"):
+        role = getattr(recipe.runtime, name)
+        if not role.max_workers:
+            continue
+        key = f"runtime.{name}.max_workers {role.max_workers}"
+        if name == "learner":
+            yield f"{key}: the learner group keeps its size; leave it out"
+        elif role.max_workers < role.workers:
+            yield f"{key} is below runtime.{name}.workers {role.workers}; set it higher"
     if recipe.runtime.backend == "local" and recipe.runtime.learner.workers > 1:
         yield (
             f"runtime.backend local has one learner, runtime.learner.workers is "

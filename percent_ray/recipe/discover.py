@@ -30,6 +30,10 @@ class Room:
             raise ValueError(problem)
         return importlib.import_module(f"percent_ray.{self.folder.replace('/', '.')}.{name}")
 
+    def has(self, name: str, line: str) -> bool:
+        """Whether a module has this line."""
+        return line in _lines(self.folder, name)
+
     def unknown(self, name: str, *, key: str) -> str | None:
         """What is wrong with a name, in one line."""
         if name in self.names():
@@ -44,6 +48,12 @@ def _names(room: Room) -> list[str]:
         for path in (PACKAGE / room.folder).glob("*.py")
         if f"\n{room.entry}" in path.read_text(encoding="utf-8")
     )
+
+
+@functools.cache
+def _lines(folder: str, name: str) -> frozenset[str]:
+    path = PACKAGE / folder / f"{name}.py"
+    return frozenset(path.read_text(encoding="utf-8").splitlines())
 
 
 FAMILIES = Room("models", "def load_policy(")

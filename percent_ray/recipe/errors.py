@@ -29,8 +29,12 @@ NEEDS = {
     "greater_than_equal": "at least {ge}",
     "less_than": "a number below {lt}",
     "less_than_equal": "at most {le}",
-    "string_pattern_mismatch": "letters, digits, '_', '.' and '-' only",
+    "string_pattern_mismatch": "letters, digits, '_', '.' and '-' only, the first no '.' or '-'",
+    "string_too_short": "a text that is not empty",
+    "string_too_long": "at most {max_length} characters",
     "too_long": "at most {max_length} values",
+    "too_small": "0, which is off, or at least {least}",
+    "int_parsing_size": "a smaller number",
 }
 """What a key needs, by pydantic's type of error."""
 
@@ -82,12 +86,15 @@ def generic(key: str) -> str:
 
 def explain(error: ValidationError) -> Iterator[str]:
     """One line for every problem of a recipe. Of a key that takes several types, pydantic says what
-    each of them needs: here that is one line, too."""
+    each of them needs: here that is one line, too, and of a list only what its values need."""
     lines: dict[str, list[str]] = {}
     for line in _explain(error):
         problem, needs, need = line.partition(", needs ")
         lines.setdefault(problem, []).extend([need] if needs else [])
+    keys = {problem.partition(":")[0] for problem in lines}
     for problem, needs in lines.items():
+        if any(key.startswith(f"{problem.partition(':')[0]}.") for key in keys):
+            continue
         yield f"{problem}, needs {' or '.join(dict.fromkeys(needs))}" if needs else problem
 
 

@@ -270,7 +270,7 @@ def _located(tree: Tree, folder: Path, problems: list[str]) -> Tree:
             except (OSError, RuntimeError, ValueError) as error:
                 why = getattr(error, "strerror", None) or str(error)
                 problems.append(f"{name}{key}: {short(path)} is no path: {why}")
-                section[key] = ""
+                del section[key]
                 continue
             # `owner/name` is a hub id unless something of that name is there.
             if key in ("prompts", "probe_prompts") or path.startswith(".") or there:

@@ -53,6 +53,7 @@ def notes(recipe: Recipe) -> list[str]:
             f"signal and noise are not measured: an optimizer step of {part} images is one "
             "micro-batch; set learner.micro_batch to half of it or less"
         )
+    lines += _idle(recipe)
     learners = recipe.runtime.learner.workers
     if part < learners:
         lines.append(
@@ -70,6 +71,23 @@ def notes(recipe: Recipe) -> list[str]:
             "with --resume"
         )
     return lines
+
+
+def _idle(recipe: Recipe) -> Iterator[str]:
+    """Of workers that can never all have a group."""
+    if recipe.runtime.backend == "local":
+        return
+    groups = recipe.groups_in_flight
+    for name in ("rollout", "perception"):
+        role = getattr(recipe.runtime, name)
+        key = "max_workers" if role.max_workers > role.workers else "workers"
+        if getattr(role, key) > groups:
+            yield (
+                f"runtime.{name}.{key} {getattr(role, key)}: at most {groups} groups are in flight "
+                f"(data.groups_per_step {recipe.data.groups_per_step} x "
+                f"(runtime.max_staleness {recipe.runtime.max_staleness} + 1)), "
+                f"{getattr(role, key) - groups} workers would never have one; set {groups} or less"
+            )
 
 
 def _decoder(perceptual: Perceptual, spaces: tuple[str, ...]) -> Iterator[str]:

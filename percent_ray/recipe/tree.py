@@ -6,50 +6,47 @@ differs from them. The docstring under a field is its `--help`.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from percent_ray.flow import schedule
 from percent_ray.flow.sampler import Solver
 from percent_ray.objective import forward
 from percent_ray.objective.methods.flow_grpo import FlowGrpo
+from percent_ray.recipe import bounds
 from percent_ray.recipe.paths import locate_pipeline
 from percent_ray.recipe.secret import Uri
 from percent_ray.recipe.section import AnyMethod, Section
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-
 
 MOST = 48
 """Images in one call under `perceptual.batch_size: auto`, at most."""
 
 
 class Run(Section):
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
+    name: bounds.Name = "run"
     """Names the run's folder and its MLflow run."""
-    folder: str = "runs"
+    folder: bounds.Text = "runs"
     """Runs are written to FOLDER/NAME: shared storage where the learner spans machines."""
-    seed: int = 42
+    seed: bounds.Seed = 42
     """Every random draw is a function of it and of ids."""
-    steps: PositiveInt = 1000
+    steps: bounds.Count = 1000
     """Learner steps (batches consumed) in all."""
-    checkpoint_every: PositiveInt = 60
+    checkpoint_every: bounds.Count = 60
     """Steps between checkpoints; sampling ahead never crosses one, so that resume is exact."""
-    keep_checkpoints: PositiveInt = 2
+    keep_checkpoints: bounds.Count = 2
     """Older checkpoints are deleted."""
 
 
 class Model(Section):
     family: str = "sd3"
     """Module of percent_ray/models."""
-    path: str = "stabilityai/stable-diffusion-3.5-medium"
+    path: bounds.Text = "stabilityai/stable-diffusion-3.5-medium"
     """Diffusers folder, hub id, or shapes/sd3."""
-    resolution: PositiveInt | tuple[PositiveInt, PositiveInt] = 512
+    resolution: bounds.Pixels | tuple[bounds.Pixels, bounds.Pixels] = 512
     """Of the images, in pixels: both sides, or [height, width]."""
-    guidance: Annotated[float, Field(ge=1)] = 4.5
+    guidance: bounds.Guidance = 4.5
     """sd3: classifier-free guidance in draw and replay, 1 is off. flux: a value that the model is
     conditioned on, at no extra model call."""
-    true_cfg: Annotated[float, Field(ge=1)] = 1.0
+    true_cfg: bounds.Guidance = 1.0
     """flux: classifier-free guidance beside it, at a second model call; 1 is off."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of the frozen weights and the activations. Trained weights are float32 under LoRA."""
@@ -57,9 +54,9 @@ class Model(Section):
     """Use the T5 text encoder where the folder has one."""
     max_sequence_length: Annotated[int, Field(ge=1, le=512)] = 128
     """T5 tokens; without T5 the width of its zeros."""
-    lora_rank: Annotated[int, Field(ge=0)] = 32
+    lora_rank: Annotated[int, Field(ge=0, le=4096)] = 32
     """0 trains every weight of the transformer."""
-    lora_alpha: PositiveInt = 64
+    lora_alpha: Annotated[int, Field(ge=1, le=65_536)] = 64
     """LoRA scale is alpha / rank."""
     lora_targets: tuple[str, ...] = (
         "attn.add_k_proj",
@@ -103,41 +100,41 @@ class Scorer(Section):
     token_env: str = ""
     """http, unifiedreward: the environment variable that holds the server's bearer token, on every
     machine that scores; no token is sent where empty."""
-    timeout_s: PositiveFloat = 60.0
+    timeout_s: bounds.Seconds = 60.0
     """http, unifiedreward: longest wait for one answer."""
-    weight: NonNegative = 0.0
+    weight: bounds.Weight = 0.0
     """Of its score in the reward; 0 when it only encodes or only reports."""
     normalize: bool = False
     """Divide its score by its std within the group before it is weighted, so that scorers of unlike
     spreads count by their weights. Metrics report the score as it is."""
-    batch_size: PositiveInt = 48
+    batch_size: bounds.Batch = 48
     """Images that it scores or encodes in one call."""
     required: bool = True
     """A group whose required reward fails is dropped and counted; an optional one is left out."""
-    retries: Annotated[int, Field(ge=0)] = 2
+    retries: Annotated[int, Field(ge=0, le=1000)] = 2
     """Calls after the first one that fails or is not finite."""
 
 
 class Sampling(Section):
-    steps: PositiveInt = 10
+    steps: bounds.Steps = 10
     """Denoising steps T."""
-    noise_level: PositiveFloat = 0.7
+    noise_level: Annotated[float, Field(ge=0.001, le=10)] = 0.7
     """Eta of the SDE."""
     kind: Literal["flow_sde", "cps"] = "flow_sde"
     """Flow-GRPO's SDE, or coefficients-preserving sampling."""
     solver: Solver = "euler"
     """Of the ODE that the forward process samples by: Euler, or DPM-Solver++ 2M."""
-    group_size: Annotated[int, Field(ge=2)] = 24
+    group_size: Annotated[int, Field(ge=2, le=65_536)] = 24
     """Images K of one prompt."""
     train_fraction: Annotated[float, Field(gt=0, le=1)] = 0.99
     """The first int(fraction x T) steps are SDE steps and are trained; without a window."""
-    window_size: Annotated[int, Field(ge=0)] = 0
+    window_size: bounds.StepsOrOff = 0
     """Steps of a random SDE window shared by the whole step's groups; 0 is off."""
-    window_low: Annotated[int, Field(ge=0)] = 0
+    window_low: bounds.StepsOrOff = 0
     """First step that a window may start at."""
-    window_high: Annotated[int, Field(ge=0)] = 0
+    window_high: bounds.StepsOrOff = 0
     """End (exclusive) of the steps that a window may cover."""
-    batch_size: PositiveInt = 24
+    batch_size: bounds.Batch = 24
     """Images in one call of the model."""
     storage_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Latents are rounded through it before their log-prob is taken, and finished ones."""
@@ -158,31 +155,31 @@ class Perceptual(Section):
     empty."""
     feature_scale: Literal["rms", "unit", "none"] = "rms"
     """Feature norm before the local Gaussian: sqrt(D), 1, or as it comes."""
-    steps: Annotated[int, Field(ge=0)] = 0
+    steps: bounds.StepsOrOff = 0
     """Random scored steps a group; 0 scores every trained step."""
-    batch_size: PositiveInt | Literal["auto"] = MOST
+    batch_size: bounds.Batch | Literal["auto"] = MOST
     """Images in one call of a decoder; auto: as many of 48 as fit a GPU when all is loaded."""
 
 
 class Objective(Section):
-    clip_low: PositiveFloat = 1e-4
-    """Lower clip range of the ratio."""
-    clip_high: PositiveFloat = 1e-4
+    clip_low: Annotated[float, Field(ge=1e-9, lt=1)] = 1e-4
+    """Lower clip range of the ratio, which is above 0."""
+    clip_high: Annotated[float, Field(ge=1e-9, le=100)] = 1e-4
     """Upper clip range of the ratio."""
     old_log_prob: Literal["drawn", "replayed"] = "drawn"
     """Of the ratio: what the rollout has drawn with, or the learner's own, taken at its own batch
     shapes before a learner step's first update, so that rollout may round otherwise."""
     advantage_std: Literal["group", "global"] = "global"
     """Whose standard deviation divides the advantage."""
-    advantage_clip: PositiveFloat = 5.0
+    advantage_clip: Annotated[float, Field(ge=0.001, le=1_000_000)] = 5.0
     """Advantages are clamped to +- this."""
-    kl: NonNegative = 0.0
+    kl: bounds.Weight = 0.0
     """Weight beta of the KL to the reference policy."""
     kl_form: Literal["gaussian", "flow_grpo"] = "gaussian"
     """The true KL of the transitions, or Flow-GRPO's without dt."""
-    reference_every: Annotated[int, Field(ge=0)] = 0
+    reference_every: bounds.CountOrOff = 0
     """Learner steps after which the reference policy becomes the present one; 0 is never."""
-    reference_kl: NonNegative = 0.0
+    reference_kl: bounds.Weight = 0.0
     """KL to the reference policy at which it does so, too; 0 is never."""
 
 
@@ -191,26 +188,26 @@ class Forward(Section):
 
     loss: forward.Loss = "nft"
     """DiffusionNFT's, or advantage-weighted matching with the objective's clip ranges."""
-    beta: PositiveFloat = 1.0
+    beta: Annotated[float, Field(ge=0.0001, le=1000)] = 1.0
     """b of NFT: how far v+ and v- lie from the old velocity; published 1, or 0.1 for OCR."""
-    times: Annotated[int, Field(ge=0)] = 0
+    times: bounds.StepsOrOff = 0
     """Fresh noises of an image, each at its own time; 0 is as many as train_fraction x steps."""
     distribution: forward.Times = "schedule"
     """Of those times: the sampler's sigmas, or s u / (1 + (s - 1) u) with u uniform."""
-    shift: PositiveFloat = 3.0
+    shift: Annotated[float, Field(ge=0.001, le=1000)] = 3.0
     """s of `shifted`; 1 is uniform."""
 
 
 class Old(Section):
     """d = min(most, first + rise x max(0, step - after)), step in learner steps."""
 
-    first: Probability = 0.0
+    first: bounds.Fraction = 0.0
     """d at first: old <- d old + (1 - d) trained; 0 draws with the trained weights."""
-    rise: NonNegative = 0.001
+    rise: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Of d, each step."""
-    after: Annotated[int, Field(ge=0)] = 0
+    after: bounds.CountOrOff = 0
     """Steps before d rises."""
-    most: Probability = 0.5
+    most: bounds.Fraction = 0.5
     """Cap of d."""
 
 
@@ -218,35 +215,35 @@ class Learner(Section):
     process: Literal["reverse", "forward"] = "reverse"
     """Replay noisy denoising steps (GRPO), or flow matching on finished images (`forward`)."""
     old: Old = Old()
-    lr: PositiveFloat = 3e-4
+    lr: bounds.Rate = 3e-4
     """AdamW learning rate, constant."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: tuple[bounds.Fraction, bounds.Fraction] = (0.9, 0.999)
     """AdamW betas."""
-    eps: PositiveFloat = 1e-8
+    eps: Annotated[float, Field(ge=1e-20, le=1)] = 1e-8
     """AdamW epsilon."""
-    weight_decay: NonNegative = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-4
     """AdamW weight decay."""
-    max_grad_norm: NonNegative = 1.0
+    max_grad_norm: bounds.Weight = 1.0
     """Gradient norm clip; 0 is off."""
-    updates: PositiveInt = 2
+    updates: bounds.Count = 2
     """Optimizer steps a learner step, each on its share of every group's images; under GRPO the
     first is on policy where `runtime.max_staleness` is 0."""
-    micro_batch: PositiveInt = 8
+    micro_batch: bounds.Batch = 8
     """Images in one forward and backward pass."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage of the Ray runtime."""
-    ema_decay: Probability = 0.9
+    ema_decay: bounds.Fraction = 0.9
     """Cap of the EMA's decay min(cap, (1+t)/(10+t)); 0 is off."""
-    ema_every: PositiveInt = 8
+    ema_every: bounds.Count = 8
     """Optimizer steps between EMA updates."""
 
 
 class Data(Section):
-    prompts: str = "shapes/train.jsonl"
+    prompts: bounds.Text = "shapes/train.jsonl"
     """.txt (a prompt a line) or .jsonl (GenEval's fields); shapes/NAME is the embedded world's."""
     probe_prompts: str = ""
     """Prompts of the probes and the picture grid; the first lines of `prompts` where empty."""
-    groups_per_step: PositiveInt = 48
+    groups_per_step: bounds.Batch = 48
     """Groups that one learner step consumes."""
 
 
@@ -254,24 +251,30 @@ class Monitor(Section):
     tracking_uri: Uri = ""
     """MLflow server or database; a sqlite file in run.folder where empty. Its user, password and
     query are written nowhere: give it again with --resume."""
-    experiment: str = "percent_ray"
+    experiment: bounds.Text = "percent_ray"
     """MLflow experiment."""
     spaces: tuple[str, ...] = ()
     """Scorers whose features measure diversity (variance, Vendi) in every group."""
-    probe_every: Annotated[int, Field(ge=0)] = 20
+    probe_every: bounds.CountOrOff = 20
     """Steps between probes: fixed prompts, fixed noise, pictures. 0 is off."""
-    probe_groups: PositiveInt = 4
+    probe_groups: bounds.Batch = 4
     """Prompts of a probe."""
+    alarm_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """A line warns when the pixel variance or Vendi of the probes falls below this share of the
+    first probe's; 0 is off."""
 
 
 class Role(Section):
-    workers: PositiveInt = 1
-    """Processes."""
-    cpus: NonNegative = 1.0
+    workers: bounds.Workers = 1
+    """Processes; where max_workers is set, at the start and at least."""
+    max_workers: bounds.Workers | Literal[0] = 0
+    """rollout, perception: the pool grows to at most so many while the learner waits for groups,
+    and shrinks where they idle; 0 keeps its size."""
+    cpus: bounds.Amount = 1.0
     """CPUs of one worker."""
-    gpus: NonNegative = 0.0
+    gpus: bounds.Amount = 0.0
     """GPUs of one worker; a fraction shares a card."""
-    memory_gb: NonNegative = 0.0
+    memory_gb: bounds.Amount = 0.0
     """Memory that Ray reserves for one worker; 0 reserves none."""
 
 
@@ -283,11 +286,11 @@ class Runtime(Section):
     rollout: Role = Role(gpus=1)
     perception: Role = Role(gpus=1)
     learner: Role = Role(gpus=1)
-    inflight: PositiveInt = 2
+    inflight: bounds.Batch = 2
     """Groups queued at one actor."""
-    timeout_s: PositiveFloat = 1800
+    timeout_s: bounds.Seconds = 1800
     """Longest wait for one group or one update before the run ends with an error."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: bounds.CountOrOff = 3
     """How often a learner group that has died is built again from the last checkpoint before the
     run ends; a new checkpoint starts the count anew."""
 
@@ -312,6 +315,11 @@ class Recipe(Section):
     def trained_images(self) -> int:
         """Images of one learner step."""
         return self.data.groups_per_step * self.sampling.group_size
+
+    @property
+    def groups_in_flight(self) -> int:
+        """Of those that are learned from, at most, from being sampled to being published."""
+        return self.data.groups_per_step * (self.runtime.max_staleness + 1)
 
     @property
     def is_forward(self) -> bool:

@@ -31,6 +31,7 @@ from percent_ray.learn.process import Process, Tally, reduce
 from percent_ray.learn.reference import Reference
 from percent_ray.learn.replay import Replay
 from percent_ray.models.base import Policy
+from percent_ray.models.weights import not_finite, some
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import ShapedBatch, Span, Update
 
@@ -71,12 +72,14 @@ class Learner:
         """Learn from a batch. The rows of `groups` hold their tables, the others may hold None.
 
         `learner.updates` optimizer steps; a batch without rows makes none, and only moves the
-        version. Raises FloatingPointError where a gradient is not finite: the weights are then
-        those of an interrupted update. Raises ValueError, before any weight has changed, where the
+        version. Raises FloatingPointError, that says what of data, weights and loss is the first
+        that is not, where a gradient is not finite: the weights are then those of an interrupted
+        update. Raises ValueError, before any weight has changed, where the
         ratio of what these weights have drawn is not 1 (`Replay.check`).
         """
         assert batch.version == self.version, f"batch {batch.version}, weights {self.version}"
         start = time.time()
+        self._check_weights()
         images = Images(batch, self._process.columns(batch))
         parts = self._parts(batch)
         tallies: list[Tally] = []
@@ -92,7 +95,10 @@ class Learner:
             cut = [share for share in shares(chunk, world=self._engine.world) if share]
             whole = all(images.split(one[-1], other[0]) for one, other in pairwise(cut))
             self._meter.end_step(independent=whole)
-            norms.append(self._engine.step())
+            try:
+                norms.append(self._engine.step())
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error}: {_culprit(images, tallies[-1])}") from None
             if self._ema is not None:
                 self._ema.step()
         self.version = batch.version + 1
@@ -112,6 +118,16 @@ class Learner:
             measured["kl/reference_renewed"] = float(renewed)
         span = Span("update", f"learner-{self._engine.rank}", start, time.time())
         return Update(self.version, measured, span)
+
+    def _check_weights(self) -> None:
+        """Raises FloatingPointError for trained weights that are not finite. Under ZeRO 3 there are
+        none here to look at."""
+        if wrong := not_finite(self._policy.trainable()):
+            raise FloatingPointError(
+                f"{len(wrong)} of the trained weights are NaN or infinite ({some(wrong)}) "
+                f"before update {self.version}, as the one before has left them; go on from a "
+                "checkpoint before it with a lower learner.lr"
+            )
 
     def drawing(self) -> AbstractContextManager[None]:
         """Inside, the policy is the one of `publish`: the trained one, or in the forward process
@@ -199,3 +215,15 @@ class Learner:
 def _sizes(batch: ShapedBatch) -> list[int]:
     """Images of each group."""
     return [len(row.weights.advantage) for row in batch.rows]
+
+
+def _culprit(images: Images, tally: Tally) -> str:
+    """Why a gradient is not finite, and what to set, where a setting would help."""
+    if data := images.not_finite():
+        return f"{data} has NaN or infinite numbers, which no setting of the learner mends"
+    if not tally.sums.isfinite().all():
+        return (
+            "so is the loss, and the data and trained weights of this rank are finite: activations "
+            "overflow; set model.dtype float32 or bfloat16, or a lower learner.lr"
+        )
+    return "the loss and the data of this rank are finite; set a lower learner.lr"

@@ -103,8 +103,9 @@ class PerceptionWorker:
     def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:
         """Rewards, perceptual log-probs, features and variances of one group.
 
-        A reward that raises or is not finite is tried again, then reported in `failures`; it never
-        becomes 0. Errors of the decoder or of an encoder are errors of the run.
+        A reward that raises, is not finite or breaks the contract of `scorers.base` is tried
+        again, then reported in `failures`; it never becomes 0. Errors of the decoder or of an
+        encoder are errors of the run.
         """
         start = time.time()
         self.ready()
@@ -126,17 +127,17 @@ class PerceptionWorker:
                 "pixel": variance_per_dimension(images / 255),
             },
             thumbnails=_thumbnails(images) if pictures else None,
-            failures=tuple(failures),
+            failures=failures,
             dropped=dropped,
             span=Span("perceive", self.worker, start, time.time(), trajectory.group_id),
         )
 
     def _rewards(
         self, images: UInt8[Tensor, "K 3 h w"], prompt: Prompt
-    ) -> tuple[dict[str, np.ndarray], list[str], bool]:
-        """Rewards by scorer, a line for each failure, and whether a required one failed."""
+    ) -> tuple[dict[str, np.ndarray], dict[str, str], bool]:
+        """Rewards and lines of failures by scorer, and whether a required one failed."""
         rewards: dict[str, np.ndarray] = {}
-        failures: list[str] = []
+        failures: dict[str, str] = {}
         dropped = False
         for name in self.recipe.scored:
             settings = self.recipe.scorers[name]
@@ -147,7 +148,7 @@ class PerceptionWorker:
                 )
             except Exception as error:
                 said = first_line(error).removeprefix(f"scorers.{name}: ")
-                failures.append(f"scorers.{name}: {said}")
+                failures[name] = f"scorers.{name}: {said}"
                 dropped |= settings.required or name in self.recipe.of_method("judges")
         return rewards, failures, dropped or not rewards
 

@@ -1,7 +1,8 @@
 """The three roles as Ray actors. The driver passes references on and never fetches a payload."""
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import ray
 from ray.exceptions import ObjectLostError
 
+from percent_ray.data import arrow
+from percent_ray.learn import older
 from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.roles.rollout import RolloutWorker
-from percent_ray.runtime import placement
+from percent_ray.runtime import control, placement, places
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.pool import Pool
+from percent_ray.runtime.scaling import Scaler, Watched
+from percent_ray.slots import drawn_by
 from percent_ray.types import (
     LearnerLost,
     Perception,
@@ -43,56 +48,90 @@ class PerceptionActor(PerceptionWorker):
         return self.perceive(replace(group, payload=payload), pictures=pictures)
 
 
-def _pool(kind: type, recipe: Recipe, role: tree.Role, *, name: str) -> Pool:
-    """The actors of one role. Every draw is a function of ids, so that a call that is made again
-    gives what the first would have given."""
-    actor = ray.remote(kind).options(
-        **placement.options(role), max_restarts=-1, max_task_retries=-1
-    )
+Say = Callable[[str], None]
+
+
+def _pool(kind: type, recipe: Recipe, role: tree.Role, *, name: str, say: Say) -> Pool:
+    """The actors of one role."""
+    actor = ray.remote(kind).options(**placement.options(role))
     runtime = recipe.runtime
     return Pool(
-        [actor.remote(recipe, worker=f"{name}-{i}") for i in range(role.workers)],
+        lambda number: actor.remote(recipe, worker=f"{name}-{number}"),
+        role.workers,
         name=name,
         inflight=runtime.inflight,
         timeout_s=runtime.timeout_s,
         setting="runtime.timeout_s",
+        say=say,
     )
+
+
+def _older(source: Path | None) -> dict[int, tuple[str | None, ray.ObjectRef | None]]:
+    """The weights that a checkpoint holds of versions before its own, and the loaded ones."""
+    held: dict[int, tuple[str | None, ray.ObjectRef | None]] = {0: (None, None)}
+    for version, weights in older.read(source).items():
+        held[version] = (arrow.checksum(arrow.unpack(weights)), ray.put(weights))
+    return held
 
 
 class Cluster:
     """`loop.Roles` on a Ray cluster. Build it with `start`."""
 
-    def __init__(self, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> None:
+    def __init__(
+        self, recipe: Recipe, *, run_folder: Path, resume: Path | None, say: Say = lambda line: None
+    ) -> None:
         runtime = recipe.runtime
-        self.rollout = _pool(RolloutActor, recipe, runtime.rollout, name="rollout")
-        self.perception = _pool(PerceptionActor, recipe, runtime.perception, name="perception")
+        self.rollout = _pool(RolloutActor, recipe, runtime.rollout, name="rollout", say=say)
+        self.perception = _pool(
+            PerceptionActor, recipe, runtime.perception, name="perception", say=say
+        )
+        self._pools = {"rollout": self.rollout, "perception": self.perception}
+        self._say = say
         self.learner = LearnerGroup(recipe, run_folder=run_folder, resume=resume)
         self._recipe, self._run_folder = recipe, run_folder
         self._max_staleness = runtime.max_staleness
         self.loaded: list[str] = []
         """What was loaded, a line each."""
-        self._weights: dict[int, tuple[str | None, ray.ObjectRef | None]] = {}
+        self._weights = _older(resume)
+        self._version = 0
+        self._control: asyncio.Task[None] | None = None
+        self._scaler = Scaler(
+            self._watched(),
+            room=lambda need: places.room(places.free(), need),
+            ask=self._request,
+            say=say,
+        )
 
     @classmethod
     async def start(
-        cls, recipe: Recipe, *, first: Prompt, run_folder: Path, resume: Path | None
+        cls,
+        recipe: Recipe,
+        *,
+        first: Prompt,
+        run_folder: Path,
+        resume: Path | None,
+        say: Say = lambda line: None,
     ) -> "Cluster":
         """Start every actor, wait until each has loaded its models, try every scorer on the run's
         `first` prompt, and then start the learner group: it is not needed before the first batch,
-        and a start that fails has none to end.
+        and a start that fails has none to end. `say` gets a line for what then happens to an actor.
 
         Raises ValueError, in one line, where the cluster is too small, a model's folder is bad or a
         scorer broken.
         """
         placement.connect()
         placement.check(recipe, ray.cluster_resources())
-        cluster = cls(recipe, run_folder=run_folder, resume=resume)
+        control.write_address(run_folder)
+        cluster = cls(recipe, run_folder=run_folder, resume=resume, say=say)
         try:
             async with asyncio.TaskGroup() as group:
                 rollout = group.create_task(cluster.rollout.ready())
                 perception = group.create_task(cluster._perception_ready(first))
             cluster.loaded = [*rollout.result()[0], *perception.result()]
             cluster.learner.start()
+            cluster._control = asyncio.create_task(
+                control.obey(run_folder, cluster.state, cluster.resize)
+            )
         except BaseException as error:
             await cluster.close()
             if not isinstance(error, BaseExceptionGroup):
@@ -127,25 +166,64 @@ class Cluster:
         return perception
 
     async def update(self, batch: ShapedBatch) -> Update:
+        self._scaler.began()
         update, checksum, weights = await self.learner.order("update", batch=batch)
         assert update is not None
         self._remember(update.version, checksum, weights)
-        return update
+        return replace(update, metrics={**update.metrics, **self._scaler.ended()})
 
     async def publish(self, version: int) -> None:
         """An update brings its weights along. Version 0 is what every actor has loaded, so that
         sampling need not wait for the learner; a resumed run asks for its first one."""
-        if version == 0:
-            self._weights[0] = (None, None)
-        elif version not in self._weights:
+        if version not in self._weights:
             _, checksum, weights = await self.learner.order("publish")
             self._remember(version, checksum, weights)
+
+    def _watched(self) -> dict[str, Watched]:
+        """The pools that scale themselves: to no more workers than there are groups for."""
+        runtime, groups = self._recipe.runtime, self._recipe.groups_in_flight
+        roles = {name: getattr(runtime, name) for name in self._pools}
+        return {
+            name: Watched(
+                self._pools[name],
+                least=role.workers,
+                most=max(role.workers, min(role.max_workers, groups)),
+                need=places.need(role),
+            )
+            for name, role in roles.items()
+            if role.max_workers
+        }
+
+    def _request(self, sizes: Mapping[str, int]) -> None:
+        """Machines for pools of these sizes, and for the rest of the run as it is."""
+        runtime = self._recipe.runtime
+        wanted = {"learner": runtime.learner.workers}
+        wanted |= {name: pool.wanted for name, pool in self._pools.items()} | dict(sizes)
+        places.request((places.need(getattr(runtime, name)), n) for name, n in wanted.items())
+
+    def resize(self, role: str, workers: int) -> None:
+        """As many workers of a role from now on, while the run goes on."""
+        pool = self._pools[role]
+        self._scaler.by_hand(role)
+        if workers != pool.wanted:
+            self._say(f"{role}: {pool.wanted} -> {workers} workers, as asked")
+            pool.resize(workers)
+
+    def state(self) -> control.State:
+        sizes = {
+            name: control.Size(
+                pool.workers, pool.wanted, places.need(getattr(self._recipe.runtime, name))
+            )
+            for name, pool in self._pools.items()
+        }
+        return control.State(self._version, sizes)
 
     def _remember(self, version: int, checksum: str, weights: ray.ObjectRef | None) -> None:
         """Weights stay at hand until every group that they have drawn is learned from: a payload
         that is lost with its machine has to be drawn again, also while the learner works. Step
         `version` is the next one, and consumes nothing older than the first version below."""
         self._weights[version] = (checksum, weights)
+        self._version = version
         first = version - self._max_staleness
         self._weights = {v: held for v, held in self._weights.items() if v >= first}
 
@@ -154,20 +232,32 @@ class Cluster:
         or (None) before training. The actors of the other roles stay. Returns when it has loaded;
         raises LearnerLost where it dies, too."""
         self.learner.end()
-        self._weights.clear()  # lost with the rank that has published them
+        self._weights = _older(source)  # the others are lost with the rank that published them
         self.learner = LearnerGroup(self._recipe, run_folder=self._run_folder, resume=source)
         self.learner.start()
         _, checksum, weights = await self.learner.order("publish")
         self._remember(version, checksum, weights)
 
     async def save(self, folder: Path) -> None:
+        start = time.monotonic()
         await self.learner.order("save", folder=str(folder.absolute()))
+        version, runtime = max(self._weights), self._recipe.runtime
+        first = drawn_by(version, runtime.max_staleness, self._recipe.run.checkpoint_every)
+        write = ray.remote(older.write).options(num_cpus=0, scheduling_strategy=placement.here())
+        for before in range(max(first, 1), version):  # version 0 is what every actor has loaded
+            await write.remote(folder.absolute(), before, self._weights[before][1])
+        self._scaler.away(time.monotonic() - start)
 
     def queued(self) -> Mapping[str, int]:
         return {"rollout": self.rollout.waiting, "perception": self.perception.waiting}
 
     async def close(self) -> None:
         """End every actor, the learner's after what it was ordered."""
+        if self._control is not None:
+            self._control.cancel()
+            await asyncio.gather(self._control, return_exceptions=True)
         await self.learner.close()
         self.rollout.close()
         self.perception.close()
+        if self._watched():
+            places.request([])

@@ -1,28 +1,22 @@
 """Each half of the loop alone, in this process: `--only rollout` and `--only learn --from FILE`.
 
-The file between them is one Arrow IPC file with a row a group: the shaped row's numbers, and its
-payload and condition as IPC streams of their own.
+The file between them: `data/groups.py`.
 """
 
 import json
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import torch
-
-from percent_ray.data.prompts import PromptStream, read_prompts
+from percent_ray.data import groups as file_of
+from percent_ray.data.prompts import PromptStream, of_recipe
 from percent_ray.learn.engine import TorchEngine
 from percent_ray.models.base import best_device, family
 from percent_ray.monitor.plots import grid
-from percent_ray.objective.grpo import Weights
-from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.learner import Learner
 from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.shape import Group, shape
-from percent_ray.types import ShapedBatch, ShapedRow
 
 
 def sample_groups(recipe: Recipe) -> Path:
@@ -30,9 +24,9 @@ def sample_groups(recipe: Recipe) -> Path:
 
     Returns the file; a picture grid lies beside it.
     """
+    prompts, _ = of_recipe(recipe)
     sampler = RolloutWorker(recipe, worker="rollout")
     perceiver = PerceptionWorker(recipe, worker="perception")
-    prompts = read_prompts(locate_prompts(recipe.data.prompts))
     print("\n".join([*sampler.ready(), *perceiver.ready()]))
     perceiver.try_out(prompts[0])
     stream = PromptStream(prompts, recipe.run.seed)
@@ -51,10 +45,12 @@ def sample_groups(recipe: Recipe) -> Path:
     folder = Path(recipe.run.folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}.arrow"
-    _write(batch, path)
+    file_of.write(batch, path, recipe)
     pictures = [(t.prompt.text, p.thumbnails) for t, p in groups if p.thumbnails is not None]
     grid(pictures, path.with_suffix(".png"))
     print(json.dumps(metrics, indent=1))
+    if not batch.rows:
+        print("no group teaches anything: the rewards of each are all alike; --only learn will not")
     print(f"groups: {path}\npictures: {path.with_suffix('.png')}")
     return path
 
@@ -62,57 +58,20 @@ def sample_groups(recipe: Recipe) -> Path:
 def learn_groups(recipe: Recipe, source: Path) -> dict[str, float]:
     """One learner step on a file of `sample_groups`; prints and returns its metrics.
 
-    Raises ValueError for another file.
+    Raises ValueError for another or a damaged file, and for one of other settings.
     """
-    batch = _read(source)
+    batch = file_of.read(source, recipe)
     model = recipe.model
     policy = family(model.family).load_policy(
         model, seed=recipe.run.seed, device=best_device(), text=False
     )
+    shapes = {
+        "latent_shape": policy.latent_shape,
+        "condition_shapes": policy.condition_shapes(),
+    }
+    file_of.check_fits(source, batch, recipe, **shapes)
     learner = Learner(recipe, policy, TorchEngine(recipe.learner, policy))
     update = learner.update(batch)
     print(json.dumps(dict(update.metrics), indent=1))
     print(f"{len(batch.rows)} groups in {update.span.seconds:.1f} s")
     return dict(update.metrics)
-
-
-def _write(batch: ShapedBatch, path: Path) -> None:
-    rows = [
-        {
-            "group_id": row.group_id,
-            "version": row.version,
-            "weights": {name: v.tolist() for name, v in row.weights.present().items()},
-            "payload": _stream(row.payload),
-            "condition": _stream(row.condition),
-        }
-        for row in batch.rows
-    ]
-    table = pa.Table.from_pylist(rows)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-def _read(path: Path) -> ShapedBatch:
-    try:
-        with pa.OSFile(str(path)) as file:
-            rows = pa.ipc.open_file(file).read_all().to_pylist()
-        shaped = tuple(
-            ShapedRow(
-                group_id=row["group_id"],
-                version=row["version"],
-                payload=pa.ipc.open_stream(row["payload"]).read_all(),
-                condition=pa.ipc.open_stream(row["condition"]).read_all(),
-                weights=Weights(**{k: torch.tensor(v) for k, v in row["weights"].items()}),
-            )
-            for row in rows
-        )
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise ValueError(f"{path} is not a file of --only rollout: {error}") from None
-    return ShapedBatch(version=0, rows=shaped)
-
-
-def _stream(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()

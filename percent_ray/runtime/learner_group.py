@@ -32,10 +32,10 @@ from ray._private.state import state
 from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from percent_ray.recipe.errors import first_line
 from percent_ray.recipe.tree import Recipe
+from percent_ray.runtime import placement
 from percent_ray.runtime.mailbox import FINAL, Answer, Ended, Kind, Mailbox, Order
 from percent_ray.types import LearnerLost, ShapedBatch
 
@@ -54,9 +54,8 @@ class LearnerGroup:
         self._recipe = recipe
         self._files = {"run_folder": run_folder, "resume": resume}
         self._number = 0
-        # Ray Train writes into the run's folder, which this machine has.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here)
+        # Ray Train writes into the run's folder.
+        actor = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=placement.here())
         self._mailbox: Any = actor.remote(recipe.runtime.learner.workers)
         self._fit: asyncio.Future[Ended | None] | None = None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from percent_ray.recipe.tree import Recipe, Role
 
@@ -84,6 +85,11 @@ def resources() -> dict[str, float]:
     memory = float(psutil.virtual_memory().total)
     cpus = float(os.cpu_count() or 1)
     return {"CPU": cpus, "GPU": float(torch.cuda.device_count()), "memory": memory}
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """On this machine, which has the run's folder."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def options(role: Role) -> dict[str, float]:

@@ -31,7 +31,7 @@ UNUSED: Final = ("text_model.", "logit_scale", "logit_bias")
 def load(path: str, *, device: torch.device) -> "Aesthetic":
     """The head of `path`: the file, or a folder or hub id with aesthetic_predictor_v2_5.pth in it.
     SigLIP is the folder's, or google/siglip-so400m-patch14-384 where it has none."""
-    from transformers import AutoImageProcessor, SiglipVisionModel
+    from transformers import SiglipVisionModel
 
     if not path:
         raise ValueError(
@@ -41,7 +41,7 @@ def load(path: str, *, device: torch.device) -> "Aesthetic":
     file = state_file.find(path, FILE, part=PART)
     state = state_file.read(file, part=PART)
     place = state_file.beside(file, ("config.json",), instead=SIGLIP)
-    processor = pretrained.read(AutoImageProcessor, place, part="image processor")
+    processor = pretrained.image_processor(place)
     siglip = pretrained.load(
         SiglipVisionModel, place, part="SigLIP", unused=UNUSED, dtype=torch.float32
     )

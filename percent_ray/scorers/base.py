@@ -5,7 +5,9 @@ where left out the scorer's own name):
 
     load(path: str, *, device: torch.device) -> Scorer
 
-A kind that needs more takes keys of the recipe beside it, by their names (`OF_SOME`).
+A kind that needs more takes keys of the recipe beside it, by their names (`OF_SOME`). One
+that has no features of an image says so in a line `ENCODES = False`, and one that has no score in
+`SCORES = False`: a recipe that asks for it is refused at once.
 
 `path` is a folder, a hub id, a name of the embedded world such as `shapes/pickscore`, a weights
 file or a URL: the kind refuses what it does not take (`recipe.paths.locate`). Empty stands for the
@@ -198,4 +200,4 @@ def _checked(values: Tensor, images: int, *, dims: int) -> Tensor:
             f"returned {str(values.dtype).removeprefix('torch.')} {list(values.shape)}, expected "
             f"floats {wanted}"
         )
-    return values.float().cpu()
+    return values.detach().float().cpu()

@@ -18,7 +18,6 @@ from percent_ray.scorers.base import Report, pixel_values
 from percent_ray.types import Prompt
 
 DEFAULT = "openai/clip-vit-large-patch14"
-CONFIG = "config.json"
 
 
 def load(path: str, *, device: torch.device) -> "Clip":
@@ -96,14 +95,18 @@ class Towers:
 
 def _read(folder: str, processor: str) -> tuple[Any, Any, Any, str]:
     """CLIPModel, tokenizer and image processor of transformers' folders, and what was loaded."""
-    from transformers import AutoImageProcessor, CLIPConfig, CLIPModel, CLIPTokenizer
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-    text: Any = pretrained.read(CLIPConfig, folder, part="model", file=CONFIG).text_config
+    text: Any = pretrained.read(CLIPConfig, folder, part="model").text_config
     # The small files first: what is not there is told before a gigabyte is read.
     tokenizer = pretrained.tokenizer(
-        CLIPTokenizer, processor, part="tokenizer", vocabulary=text.vocab_size
+        CLIPTokenizer,
+        processor,
+        part="tokenizer",
+        vocabulary=text.vocab_size,
+        end=text.eos_token_id,
     )
-    images = pretrained.read(AutoImageProcessor, processor, part="image processor")
+    images = pretrained.image_processor(processor)
     model = pretrained.load(CLIPModel, folder, part="model", dtype=torch.float32)
     return model, tokenizer, images, pretrained.described(folder, model)
 

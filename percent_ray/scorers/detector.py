@@ -4,6 +4,7 @@ The published detector is an mmdet Swin-S Mask2Former; this is transformers' por
 with other weights, so that scores from it are to be reported as "GenEval-HF".
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from percent_ray.models import pretrained
+from percent_ray.models import pretrained, weights
 from percent_ray.scorers.clip import Towers
 
 THRESHOLD: Final = 0.3
@@ -51,11 +52,9 @@ class Mask2Former:
     the colours that a prompt asks for."""
 
     def __init__(self, folder: str, *, name_colors: NameColors, device: torch.device) -> None:
-        from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
+        from transformers import Mask2FormerForUniversalSegmentation
 
-        self._processor = pretrained.read(
-            AutoImageProcessor, folder, part="detector's image processor"
-        )
+        self._processor = pretrained.image_processor(folder, part="detector's image processor")
         model = pretrained.load(
             Mask2FormerForUniversalSegmentation,
             folder,
@@ -66,6 +65,12 @@ class Mask2Former:
         self.description = pretrained.described(folder, model)
         self._model = model.requires_grad_(False).to(device)
         labels: Mapping[int, str] = model.config.id2label
+        if unnamed := [name for name in labels.values() if re.fullmatch(r"(LABEL_)?\d*", name)]:
+            raise ValueError(
+                f"detector of {folder}: its config.json has no names for its classes "
+                f"({weights.some(unnamed)} in id2label); give a folder that was trained on COCO's "
+                "instances"
+            )
         self._names = {number: COCO_TO_GENEVAL.get(name, name) for number, name in labels.items()}
         self._device = device
         self._name_colors = name_colors

@@ -12,6 +12,8 @@ from percent_ray.recipe.paths import locate
 from percent_ray.scorers.base import Report, pixel_values
 from percent_ray.types import Prompt
 
+SCORES = False
+
 DEFAULT = "facebook/dinov2-base"
 
 
@@ -21,14 +23,11 @@ CLASS_TOKENS = ("cls_token", "class_embedding")
 
 def load(path: str, *, device: torch.device) -> "Dino":
     """The model of `path` (folder, hub id or shapes/NAME; DINOv2 base where empty)."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import AutoModel
 
     folder = locate(path or DEFAULT)
-    processor = pretrained.read(AutoImageProcessor, folder, part="image processor")
-    with torch.device("meta"):
-        empty = AutoModel.from_config(
-            pretrained.read(AutoConfig, folder, part="model", file="config.json")
-        )
+    empty = pretrained.skeleton(AutoModel, folder, part="model", subfolder="", dtype=torch.float32)
+    processor = pretrained.image_processor(folder)
     if hasattr(empty, "get_image_features"):
         raise ValueError(
             f"model of {folder}: a {type(empty).__name__} reads pictures and texts; give a folder "

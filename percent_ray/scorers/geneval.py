@@ -17,6 +17,8 @@ from percent_ray.recipe.paths import locate
 from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt
 
+ENCODES = False
+
 Detections = dict[str, list[dict[str, Any]]]
 Metadata = dict[str, Any]
 Box = dict[str, Any]

@@ -61,7 +61,11 @@ def load(path: str, *, device: torch.device) -> "HPSv2":
     file = state_file.find(path or DEFAULT, FILE, part=PART)
     place = state_file.beside(file, ("tokenizer.json", "vocab.json"), instead=TOKENIZER)
     tokenizer = pretrained.tokenizer(
-        CLIPTokenizer, place, part="tokenizer", vocabulary=TEXT["vocab_size"]
+        CLIPTokenizer,
+        place,
+        part="tokenizer",
+        vocabulary=TEXT["vocab_size"],
+        end=TEXT["eos_token_id"],
     )
     clip = model(state_file.read(file, part=PART, key="state_dict"), where=f"{PART} of {file}")
     said = f"{PART}: {pretrained.counted(file, clip)}; tokenizer of {place}"

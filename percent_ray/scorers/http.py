@@ -18,6 +18,8 @@ from percent_ray.scorers.base import Report
 from percent_ray.scorers.remote import Server, encoded, number
 from percent_ray.types import Prompt
 
+ENCODES = False
+
 
 def load(path: str, *, token_env: str, timeout_s: float, device: torch.device) -> "Http":
     """The server at the URL `path`. `device` is not used: the model is elsewhere."""

@@ -72,7 +72,11 @@ def read(folder: str) -> tuple[Any, Any, Any, str]:
         raise ValueError(f"model of {folder}: its {CONFIG} is of no plain CLIP ({error})") from None
     source = state_file.beside(file, ("tokenizer.json", "vocab.json"), instead=TOKENIZER)
     tokenizer = pretrained.tokenizer(
-        CLIPTokenizer, source, part="tokenizer", vocabulary=config.text_config.vocab_size
+        CLIPTokenizer,
+        source,
+        part="tokenizer",
+        vocabulary=config.text_config.vocab_size,
+        end=config.text_config.eos_token_id,
     )
     clip = model(config, state_file.read(file, part="model"), where=f"model of {file}")
     return clip, tokenizer, processor, f"{pretrained.counted(file, clip)}; tokenizer of {source}"

@@ -86,8 +86,8 @@ def fill(
     """What `build` makes, in float32 and in evaluation mode, with each weight from its `source`.
 
     `where` names the file in errors; `unused` are beginnings of published names that nothing here
-    reads. Raises ValueError, in one line, where a weight is missing, unexpected or of another
-    shape.
+    reads. Raises ValueError, in one line, where a weight is missing, unexpected, not finite or of
+    another shape.
     """
     with torch.device("meta"):
         model = build()
@@ -103,6 +103,10 @@ def fill(
             for name, there in taken.items()
             if there.shape != empty[name].shape
         },
+        "of whole numbers": {
+            sources[name][0] for name, there in taken.items() if not there.is_floating_point()
+        },
+        "NaN or infinite": {sources[name][0] for name in weights.not_finite(taken)},
     }
     wrong = [f"{len(x)} {what} ({weights.some(sorted(x))})" for what, x in problems.items() if x]
     if wrong:

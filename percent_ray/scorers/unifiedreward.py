@@ -20,6 +20,8 @@ from percent_ray.scorers.base import Report
 from percent_ray.scorers.remote import Server, encoded
 from percent_ray.types import Prompt
 
+ENCODES = False
+
 DEFAULT = "UnifiedReward"
 """What the model is called at the server."""
 AXES = ("Alignment", "Coherence", "Style")

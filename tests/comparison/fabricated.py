@@ -38,13 +38,21 @@ LINES = {
 
 def build(folder: Path) -> Path:
     """A comparison's file with its base recipe; nothing has been run."""
-    (folder / "prompts.txt").write_text("a red circle\na blue square\n")
+    records = [
+        {
+            "prompt": f"a {color} {shape}",
+            "tag": "single_object",
+            "include": [{"class": shape, "count": 1}],
+        }
+        for color, shape in (("red", "circle"), ("blue", "square"))
+    ]
+    (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in records))
     recipe = {
         "run": {"steps": 20, "checkpoint_every": 5},
         "sampling": {"group_size": 4, "batch_size": 4},
         "scorers": {"clip": {}, "dino": {}, "geneval": {}},
         "learner": {"micro_batch": 2},
-        "data": {"prompts": "prompts.txt", "groups_per_step": 2},
+        "data": {"prompts": "prompts.jsonl", "groups_per_step": 2},
         "monitor": {"spaces": ["dino"]},
     }
     (folder / "base.yaml").write_text(yaml.safe_dump(recipe))
@@ -54,7 +62,7 @@ def build(folder: Path) -> Path:
         "folder": str(folder / "out"),
         "seeds": [1, 2],
         "evaluation": {
-            "prompts": str(folder / "prompts.txt"),
+            "prompts": str(folder / "prompts.jsonl"),
             "images": 4,
             "judges": ["pickscore", "clip", "geneval"],
         },

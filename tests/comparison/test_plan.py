@@ -69,7 +69,7 @@ def changed(folder: Path, **keys) -> Path:
         ({"rows": {"a": {"labl": "A"}}}, "rows.a.label: missing"),
         ({"quick": ["pecc"]}, "no row pecc"),
         ({"base": "nowhere.yaml"}, "no such file"),
-        ({"workers": 0}, "workers: got 0, needs a number above 0"),
+        ({"workers": 0}, "workers: got 0, needs at least 1"),
         (
             {"evaluation": {"images": 4, "judges": ["pickscore", "geneval", "hps"]}},
             "row flow_grpo: evaluation: hps not among scorers",

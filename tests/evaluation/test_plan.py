@@ -66,7 +66,7 @@ def test_rows_alone_are_told_where_judges_come_from(tmp_path):
     with pytest.raises(RecipeError, match="no scorers; `base: FILE` takes"):
         plans.load(path)
     path.write_bytes(b"\xff")
-    with pytest.raises(RecipeError, match=r"rows\.yaml: byte 1 is not UTF-8"):
+    with pytest.raises(RecipeError, match=r"rows\.yaml: line 1: byte 0xff is not UTF-8"):
         plans.load(path)
 
 

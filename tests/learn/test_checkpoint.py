@@ -18,7 +18,7 @@ from percent_ray.learn.checkpoint import (
 )
 from tests.learn.fake import fake_recipe
 
-STATE = DriverState(version=60, shape_state={"scale": 0.5}, mlflow_run_id="abc")
+STATE = DriverState(version=60, shape_state={"scale": 0.5}, mlflow_run_id="abc", oldest=59)
 
 
 def write(run_folder, step, *, keep=2, text="whole"):
@@ -103,7 +103,7 @@ def test_another_format(tmp_path):
     write_state(tmp_path, STATE, recipe)
     fields = json.loads((tmp_path / "driver.json").read_text())
     (tmp_path / "driver.json").write_text(json.dumps(fields | {"format": 9}))
-    with pytest.raises(ValueError, match="checkpoint format 9, this version reads 3"):
+    with pytest.raises(ValueError, match="checkpoint format 9, this version reads 4"):
         read_state(tmp_path, recipe)
 
 

@@ -157,7 +157,7 @@ class OtherKernels(FakePolicy):
 @pytest.mark.parametrize("compiled", [True, False])
 def test_replayed_old_log_probs_are_taken_as_they_are_learned_from(tmp_path, compiled):
     """In two optimizer steps at no learning rate; and what was drawn without them is refused."""
-    changes = {"learner": {"updates": 2, "ema_decay": 0, "lr": 1e-30}}
+    changes = {"learner": {"updates": 2, "ema_decay": 0, "lr": 1e-12}}
     changes["model"] = {"compile": compiled}
     batch = draw_batch(OtherKernels(), fake_recipe(tmp_path))
     for objective in ({"old_log_prob": "replayed"}, {"clip_low": 1e-4}):

@@ -222,4 +222,4 @@ def test_every_weight_in_bfloat16(recipe, ranks):
 @pytest.mark.parametrize("stage", [0, 2])
 def test_a_gradient_that_is_not_finite_ends_the_update_on_every_rank(ranks, stage):
     for rank in ranks:
-        assert rank["nan"][stage].endswith("set a lower learner.lr")
+        assert ": the advantage in the weights of group 0 has NaN or infinite" in rank["nan"][stage]

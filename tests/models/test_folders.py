@@ -102,11 +102,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "cut short": (
         lambda p: [file.write_bytes(file.read_bytes()[:1000]) for file in p.glob("*.safetensors")],
-        r": SafetensorError: .*; ",
+        r": its \w+\.safetensors is torn or no safetensors file: 1,000 bytes, .*; ",
     ),
     "half of the weights": (
         lambda p: tensors(p, lambda state: dict(list(state.items())[::2])),
-        r" does not fit \w+: \d+ missing \(.*\); give a folder with all of its weights$",
+        r" does not fit \w+: \d+ missing \(.*\): \w+\.safetensors is not what config\.json descri",
     ),
     "one of two shards": (sharded, r": 1 of 2 weight files are missing \(.*00002.*\); give a fol"),
     "LoRA layers inside": (
@@ -115,7 +115,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another library's names": (
         lambda p: tensors(p, lambda state: {f"base_model.model.{n}": w for n, w in state.items()}),
-        r" does not fit \w+: \d+ missing \(.*\); \d+ unexpected \(.*\); give a folder",
+        r" does not fit \w+: \d+ missing \(.*\); \d+ unexpected \(.*\): \w+\.safet",
     ),
     "two variants": (
         lambda p: variant(p, "fp16", "bf16"),
@@ -124,7 +124,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickled": (pickled, r": has only pickled weights \(\w+\.bin\); convert them: python -c "),
     "a setting of another type": (
         lambda p: config(p, **dict.fromkeys(("num_layers", "hidden_size", "latent_channels"), "x")),
-        r": \w+Error: .+; ",
+        r": its config\.json (makes no|gives) .+; ",
     ),
     "fp8 tensors": (
         lambda p: tensors(p, eight_bits),
@@ -184,12 +184,12 @@ SMALL_DAMAGES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "an empty tokenizer": (
         "tokenizer",
         lambda p: [file.unlink() for file in (p / "tokenizer").iterdir()],
-        r" knows 2 tokens and the text tower \d+; give a folder with the tokenizer's files$",
+        r": has none of tokenizer\.json, vocab\.json, .*; give a folder as CLIPTokenizer",
     ),
     "a tokenizer that is no JSON": (
         "tokenizer",
         lambda p: [file.write_text("{") for file in (p / "tokenizer").iterdir()],
-        r": .*; give a folder as CLIPTokenizer",
+        r": its tokenizer\.json is no JSON; give a folder as CLIPTokenizer",
     ),
 }
 

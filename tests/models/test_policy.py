@@ -126,7 +126,7 @@ def ratios(
         scorers={"pickscore": Scorer(path="shapes/pickscore", weight=1.0)},
         sampling=Sampling(steps=6, group_size=images, batch_size=draw),
         objective=Objective(old_log_prob=old),
-        learner=LearnerSettings(micro_batch=micro_batch, updates=updates, ema_decay=0, lr=1e-30),
+        learner=LearnerSettings(micro_batch=micro_batch, updates=updates, ema_decay=0, lr=1e-12),
         data=Data(groups_per_step=1),
         runtime=Runtime(backend="local"),
     )
@@ -365,7 +365,7 @@ def test_a_part_without_all_of_its_weights_is_refused(kind, where, tmp_path, par
     name = kind.layer if part == "transformer" else max(weights, key=lambda n: weights[n].numel())
     del weights[name]
     save_file(weights, file, metadata={"format": "pt"})
-    message = rf"^model\.path: {part} of .* does not fit .*: 1 missing \({name}\); give a folder"
+    message = rf"^model\.path: {part} of .* does not fit .*: 1 missing \({name}\): {file.name} is "
     decoder = partial(family(kind.name).load_decoder, device=CPU)
     load = (lambda folder: decoder(kind.settings(folder))) if part == "vae" else kind.policy
     with pytest.raises(ValueError, match=message):
@@ -394,5 +394,7 @@ def test_a_part_without_its_tokenizer_is_refused(kind, where, tmp_path):
     shutil.copytree(where, tmp_path / "model")
     for file in (tmp_path / "model" / "tokenizer").iterdir():
         file.unlink()
-    with pytest.raises(ValueError, match=r"^model\.path: tokenizer of .* knows 2 tokens and the"):
+    with pytest.raises(
+        ValueError, match=r"^model\.path: tokenizer of .* has none of tokenizer\.json, vocab\."
+    ):
         kind.policy(tmp_path / "model")

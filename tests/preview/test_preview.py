@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from percent_ray import run
+from percent_ray.data.prompts import of_recipe
 from percent_ray.learn import checkpoint
 from percent_ray.models import published
 from percent_ray.models.base import family
@@ -244,8 +245,9 @@ def test_prompts_that_a_tokenizer_cuts_are_counted(tmp_path):
     prompts.write_text("a red circle\n" + "a red circle and " * 5 + "a blue square\n")
     recipe = recipes.load(RECIPES / "shapes_pec.yaml", ["--data.prompts", str(prompts)])
     model, _ = published.at_hand(recipe.model, tmp_path)
-    lines = report._cut(recipe.model_copy(update={"model": model}), report.read_prompts(prompts))
-    assert lines == ["tokenizer cuts 1 of 2 at 12 tokens", "tokenizer_2 cuts 1 of 2 at 12 tokens"]
+    lines = report._cut(recipe.model_copy(update={"model": model}), of_recipe(recipe)[0])
+    said = "cuts 1 of 2 at 12 tokens, the longest has 25"
+    assert lines == [f"tokenizer {said}", f"tokenizer_2 {said}"]
 
 
 def test_a_model_of_which_nothing_is_known_is_one_line(tmp_path):

@@ -21,11 +21,11 @@ def problems(*overrides, path=None):
 
 
 def test_overrides_beat_file_beats_base_beats_defaults(folder):
-    (folder / "base.yaml").write_text("run: {steps: 2, seed: 2}\nlearner: {lr: 2, eps: 2}\n")
-    (folder / "file.yaml").write_text("base: base.yaml\nrun: {steps: 3}\nlearner: {lr: 3}\n")
-    got = load("file.yaml", ["--learner.lr", "4", "--run.name=x"])
-    assert (got.learner.lr, got.run.steps, got.run.seed, got.run.name) == (4, 3, 2, "x")
-    assert got.learner.eps == 2
+    (folder / "base.yaml").write_text("run: {steps: 2, seed: 2}\nlearner: {lr: .2, eps: .2}\n")
+    (folder / "file.yaml").write_text("base: base.yaml\nrun: {steps: 3}\nlearner: {lr: .3}\n")
+    got = load("file.yaml", ["--learner.lr", ".4", "--run.name=x"])
+    assert (got.learner.lr, got.run.steps, got.run.seed, got.run.name) == (0.4, 3, 2, "x")
+    assert got.learner.eps == 0.2
     assert got.learner.updates == load(None).learner.updates
 
 
@@ -39,10 +39,10 @@ def test_a_role_keeps_the_defaults_that_a_file_does_not_name(folder):
     [("1e-4", 1e-4), ("2E+3", 2000.0), ("5", 5.0), (".5", 0.5), ("1.5e-3", 1.5e-3)],
 )
 def test_numbers_of_the_command_line_and_of_a_file(folder, text, value):
-    (folder / "file.yaml").write_text(f"learner: {{lr: {text}}}\n")
-    assert load("file.yaml").learner.lr == value
-    assert load(None, ["--learner.lr", text]).learner.lr == value
-    assert load(None, [f"--learner.lr={text}"]).learner.lr == value
+    (folder / "file.yaml").write_text(f"runtime: {{timeout_s: {text}}}\n")
+    assert load("file.yaml").runtime.timeout_s == value
+    assert load(None, ["--runtime.timeout_s", text]).runtime.timeout_s == value
+    assert load(None, [f"--runtime.timeout_s={text}"]).runtime.timeout_s == value
 
 
 def test_values_are_yaml_and_text_stays_text(folder):
@@ -91,9 +91,9 @@ def test_a_scorers_path_may_be_a_file_or_a_url(folder):
 
 
 def test_null_takes_a_scorer_out(folder):
-    overrides = "--scorers.dino.weight 1 --scorers.pickscore null --perceptual.spaces [dino]"
+    overrides = "--scorers.clip.weight 1 --scorers.pickscore null --perceptual.spaces [clip]"
     got = load(None, overrides.split())
-    assert list(got.scorers) == ["dino"]
+    assert list(got.scorers) == ["clip"]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_null_takes_a_scorer_out(folder):
         ("--learner.lr abc", "learner.lr: got 'abc', needs a number"),
         ("--learner.lr true", "learner.lr: got True, needs a number"),
         ("--learner.lr .nan", "learner.lr: got nan, needs a finite number"),
-        ("--learner.lr 0", "learner.lr: got 0, needs a number above 0"),
+        ("--learner.lr 0", "learner.lr: got 0, needs at least 1e-12"),
         ("--run.steps 1.5", "run.steps: got 1.5, needs a whole number"),
         ("--model.t5 maybe", "model.t5: got 'maybe', needs true or false"),
         ("--sampling.kind ode", "sampling.kind: got 'ode', needs one of 'flow_sde' or 'cps'"),
@@ -145,7 +145,7 @@ def test_null_takes_a_scorer_out(folder):
             "--perceptual.batch_size x",
             "perceptual.batch_size: got 'x', needs a whole number or one of 'auto'",
         ),
-        ("--model.resolution 0", "model.resolution: got 0, needs a number above 0 or a list such"),
+        ("--model.resolution 0", "model.resolution: got 0, needs at least 8 or a list such"),
         ("--perceptual.decoder small", "perceptual.decoder: got 'small'"),
         ("--model.path ./x", "model.path: no folder {here}/x; give a folder or a hub id such as"),
         ("--data.prompts x.txt", "data.prompts: no file {here}/x.txt"),
@@ -159,7 +159,7 @@ def test_null_takes_a_scorer_out(folder):
             "method.stength: pec has no such parameter; it has spaces, strength, relative,",
         ),
         ("--method.strength 1", "method.strength: flow_grpo has no such parameter; it has none"),
-        ("--method.name pec --method.strength 0", "method.strength: got 0, needs a number above 0"),
+        ("--method.name pec --method.strength 0", "method.strength: got 0, needs at least 1e-09"),
         (
             "--method.name pec --method.spaces [dino]",
             "method.spaces: 'dino' is not among scorers (pickscore); add it there with weight 0",
@@ -187,6 +187,14 @@ def test_null_takes_a_scorer_out(folder):
         (
             "--scorers.clip.normalize true",
             "scorers.clip.normalize: its weight is 0; set weight, or leave normalize out",
+        ),
+        (
+            "--runtime.rollout.workers 4 --runtime.rollout.max_workers 3",
+            "runtime.rollout.max_workers 3 is below runtime.rollout.workers 4; set it higher",
+        ),
+        (
+            "--runtime.learner.max_workers 3",
+            "runtime.learner.max_workers 3: the learner group keeps its size; leave it out",
         ),
         ("--scorers.vae.kind clip", "scorers: 'vae' can be no name; give letters, digits, '_' and"),
         ("--sampling.window_size 30", "sampling.window_size: an SDE window of 30 steps does not"),
@@ -217,8 +225,9 @@ def test_cps_trains_every_step_that_has_noise(folder):
         said = found.split("set sampling.train_fraction ")[1].split(" or ")[0]
         got = load(None, [*sizes, "--sampling.train_fraction", said])
         assert got.trained_steps(0) == range(steps - 1)
-    for one in (["--sampling.steps", "1"], ["--sampling.window_size", "10"]):
-        one += ["--sampling.window_high", "10", "--sampling.train_fraction", "1"]
+    window = ["--sampling.window_size", "10", "--sampling.window_high", "10"]
+    for one in (["--sampling.steps", "1"], window):
+        one += ["--sampling.train_fraction", "1"]
         (found,) = problems("--sampling.kind", "cps", *one)
         assert found.endswith("trained; set sampling.kind flow_sde")
 
@@ -312,8 +321,8 @@ def test_differences_leave_out_what_a_resumed_run_may_change(folder):
     assert differences(tree(), tree(*free, "--learner.lr", "1")) == [
         "learner.lr was 0.0003, is 1.0"
     ]
-    assert "scorers.dino.weight was not there, is 1.0" in differences(
-        tree(), tree("--scorers.dino.weight", "1")
+    assert "scorers.clip.weight was not there, is 1.0" in differences(
+        tree(), tree("--scorers.clip.weight", "1")
     )
 
 

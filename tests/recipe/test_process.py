@@ -49,6 +49,18 @@ def test_a_layout_that_cannot_tell_signal_from_noise_is_told():
     assert "6 groups do not divide among 4 learners" in line
 
 
+@pytest.mark.parametrize(("key", "value"), [("workers", "13"), ("max_workers", "16")])
+def test_workers_that_can_have_no_group_are_told(key, value):
+    pec = RECIPES / "shapes_pec.yaml"
+    [line] = notes(recipes.load(pec, [f"--runtime.perception.{key}", value]))
+    assert line == (
+        f"runtime.perception.{key} {value}: at most 12 groups are in flight (data.groups_per_step "
+        f"6 x (runtime.max_staleness 1 + 1)), {int(value) - 12} workers would never have one; "
+        "set 12 or less"
+    )
+    assert notes(recipes.load(pec, ["--runtime.perception.workers", "12"])) == []
+
+
 def test_a_tiny_decoder_that_is_not_used_is_told():
     pec = RECIPES / "shapes_pec.yaml"
     [line] = notes(recipes.load(pec, ["--perceptual.tiny_path", "shapes/tiny"]))

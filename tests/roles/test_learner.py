@@ -140,12 +140,56 @@ def test_one_process_trains_float32_weights_only(tmp_path):
     assert metrics["ratio/first_max_dev"] < 2e-6
 
 
-def test_a_gradient_that_is_not_finite_ends_the_update(tmp_path):
+def nan_advantage(batch, policy):
+    batch.rows[1].weights.advantage[:] = float("nan")
+
+
+def nan_payload(batch, policy):
+    arrow.column(batch.rows[1].payload, "latents")[0] = float("nan")
+
+
+def nan_condition(batch, policy):
+    next(iter(arrow.unpack(batch.rows[1].condition).values()))[:] = float("inf")
+
+
+def nan_weights(batch, policy):
+    next(iter(policy.trainable().values())).data[0] = float("nan")
+
+
+def nan_activations(batch, policy):
+    policy.module.register_forward_hook(lambda module, given, out: out * float("nan"))
+
+
+def nan_gradient(batch, policy):
+    next(iter(policy.trainable().values())).register_hook(lambda gradient: gradient * float("nan"))
+
+
+NORM = "^the gradient norm is nan: "
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            nan_advantage,
+            f"{NORM}the advantage in the weights of group 1 has NaN or",
+        ),
+        (nan_payload, f"{NORM}the latents in the payload of group 1 has NaN or"),
+        (
+            nan_condition,
+            rf"{NORM}the \w+ in the condition of group 1 has NaN or",
+        ),
+        (nan_weights, r"^1 of the trained weights are NaN or infinite \(.*\) before update 0, "),
+        (nan_activations, f"{NORM}so is the loss, and .* finite: activations overflow; set model"),
+        (nan_gradient, f"{NORM}the loss and the data of .* are finite; set a lower learner.lr$"),
+    ],
+)
+def test_what_is_not_finite_ends_the_update_and_is_named(tmp_path, spoil, said):
     recipe = fake_recipe(tmp_path)
     learner, policy = make_learner(recipe)
     batch = draw_batch(policy, recipe)
-    batch.rows[0].weights.advantage[:] = float("nan")
-    with pytest.raises(FloatingPointError, match="gradient norm is nan"):
+    spoil(batch, policy)
+    with pytest.raises(FloatingPointError, match=said):
         learner.update(batch)
 
 

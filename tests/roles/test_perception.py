@@ -125,7 +125,37 @@ def test_a_required_reward_that_keeps_failing_drops_the_group(wrong):
     assert seen.dropped
     assert "pickscore" not in seen.rewards, "a failed reward is never a number"
     assert len(seen.failures) == 1
-    assert "\n" not in seen.failures[0]
+    assert "\n" not in seen.failures["pickscore"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda n: torch.zeros(n - 1), "returned float32 [3], expected floats [4]"),
+        (lambda n: torch.zeros(1), "returned float32 [1], expected floats [4]"),
+        (lambda n: torch.tensor(1.0), "returned float32 [], expected floats [4]"),
+        (lambda n: torch.zeros(n, 1), "returned float32 [4, 1], expected floats [4]"),
+        (lambda n: torch.zeros(n, dtype=torch.int64), "returned int64 [4], expected floats [4]"),
+        (lambda n: torch.zeros(n, dtype=torch.bool), "returned bool [4], expected floats [4]"),
+        (lambda n: torch.zeros(n, dtype=torch.complex64), "returned complex64 [4], expected"),
+        (lambda n: [0.0] * n, "returned list, expected a tensor"),
+        (lambda n: None, "returned NoneType, expected a tensor"),
+        (lambda n: torch.full((n,), 1e300, dtype=torch.float64), "4 of 4 not finite"),
+    ],
+)
+def test_an_answer_of_another_length_shape_or_dtype_is_a_failed_reward(answer, said):
+    odd = Brightness()
+    odd.score = lambda images, prompts: answer(len(images))
+    seen = perceive({"pickscore": Brightness(), "clip": odd})
+    assert seen.dropped
+    assert list(seen.rewards) == ["pickscore"]
+    assert seen.failures["clip"].startswith(f"scorers.clip: {said}")
+
+
+def test_an_answer_with_a_gradient_is_a_reward():
+    odd = Brightness()
+    odd.score = lambda images, prompts: torch.nn.Parameter(torch.arange(K).float())
+    assert perceive({"pickscore": odd}).rewards["pickscore"].tolist() == [0, 1, 2, 3]
 
 
 def test_an_optional_reward_that_fails_is_left_out_and_counted():
@@ -135,7 +165,7 @@ def test_an_optional_reward_that_fails_is_left_out_and_counted():
     assert not seen.dropped
     assert broken.calls == 1
     assert list(seen.rewards) == ["pickscore"]
-    assert seen.failures == ("scorers.clip: RuntimeError: out of",)
+    assert seen.failures == {"clip": "scorers.clip: RuntimeError: out of"}
 
 
 def test_the_tiny_decoder_makes_scored_transitions_and_no_finished_image(world):

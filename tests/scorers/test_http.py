@@ -180,10 +180,10 @@ def test_tries_after_a_failure_are_the_recipes(token):
     with serve(answer) as url:
         found, failures, dropped = rewards(0)
         assert (found, dropped) == ({}, True)
-        assert failures == [f"scorers.judge: {url}: answered 503: 'busy'"]
+        assert failures == {"judge": f"scorers.judge: {url}: answered 503: 'busy'"}
         calls.clear()
         found, failures, dropped = rewards(2)
-        assert (found["judge"].tolist(), failures, dropped) == ([1, 2], [], False)
+        assert (found["judge"].tolist(), failures, dropped) == ([1, 2], {}, False)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Le
 
 from percent_ray.objective.methods.base import Shaped, Signals, normalized
 from percent_ray.objective.methods.pec import Pec
@@ -18,7 +18,7 @@ class EntropyReg:
     name: Literal["entropy_reg"] = "entropy_reg"
     spaces: tuple[str, ...] = ()
     """Scorers whose perceptual log-prob is used; none is the policy's own."""
-    strength: Annotated[float, Gt(0)] = 1e-3
+    strength: Annotated[float, Ge(1e-9), Le(1e6)] = 1e-3
     """Weight alpha of the entropy in the loss."""
 
     def __call__(self, s: Signals) -> Shaped:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class Gardo:
     """Scorers whose features of finished images are used."""
     judges: tuple[str, ...] = ("clip",)
     """Scorers whose score is used beside the reward."""
-    strength: Annotated[float, Gt(0)] = 0.04
+    strength: Annotated[float, Ge(1e-9), Le(1e6)] = 0.04
     """Weight beta of the KL to the reference."""
     fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
     """Share of the images that the KL holds, at first."""

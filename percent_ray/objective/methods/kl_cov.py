@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from percent_ray.objective.methods.base import Shaped, Signals, normalized
 from percent_ray.objective.methods.clip_cov import covarying
@@ -19,7 +19,7 @@ class KlCov:
     """Scorers whose perceptual log-prob is used; none is the policy's own."""
     fraction: Annotated[float, Gt(0), Lt(1)] = 0.25
     """Share of the transitions that is acted on."""
-    strength: Annotated[float, Gt(0)] = 1.0
+    strength: Annotated[float, Ge(1e-9), Le(1e6)] = 1.0
     """Weight beta of the KL to the old policy."""
 
     def __call__(self, s: Signals) -> Shaped:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from annotated_types import Gt
+from annotated_types import Ge, Le
 
 from percent_ray.objective import diversity
 from percent_ray.objective.methods.base import (
@@ -33,11 +33,11 @@ class MarginalPec:
     name: Literal["marginal_pec"] = "marginal_pec"
     image_spaces: tuple[str, ...] = ("pickscore",)
     """Scorers whose features of finished images are used."""
-    strength: Annotated[float, Gt(0)] | Literal["auto"] = 0.3
+    strength: Annotated[float, Ge(1e-9), Le(1e6)] | Literal["auto"] = 0.3
     """Weight lambda of the term in the reward, or auto."""
     relative: bool = True
     """Strength x std(reward) / std(term), measured over the first steps."""
-    keep: Annotated[float, Gt(0)] = 0.9
+    keep: Annotated[float, Ge(0.01), Le(1)] = 0.9
     """With strength auto: effective number to hold, share of the base's."""
     shuffled: bool = False
     """Control: the term shuffled among the images of its group."""

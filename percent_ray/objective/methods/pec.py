@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Le
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class Pec:
     name: Literal["pec"] = "pec"
     spaces: tuple[str, ...] = ("pickscore",)
     """Scorers whose perceptual log-prob is used."""
-    strength: Annotated[float, Gt(0)] = 0.05
+    strength: Annotated[float, Ge(1e-9), Le(1e6)] = 0.05
     """Weight of the term: lambda in the reward, natively alpha."""
     relative: bool = False
     """Strength x std(reward) / std(term), measured over the first steps."""

@@ -80,7 +80,7 @@ CASES = [
         {"r.yaml": "scorers: []"},
     ),
     Case("--learner [1] --learner.lr 3", r"learner was given a value before|needs keys", lines=2),
-    Case("--learner.lr 3 --learner [1]", r"learner: was given a key of its own before"),
+    Case("--learner.lr .3 --learner [1]", r"learner: was given a key of its own before"),
     Case(
         "--config b.yaml",
         r"learner: got \[1\], needs keys",
@@ -140,7 +140,7 @@ CASES = [
     file(LAUGHS, r"more than 10000 values, counted by aliases"),
     file(MERGES, r"more than (10000 values|32 levels)"),
     file("run: &r {steps: 3}\n", None),
-    file("sampling: {steps: &n 10, window_high: *n}\n", None),
+    file("sampling: {steps: &n 10, batch_size: *n}\n", None),
     file("run: " + "[" * 3000 + "]" * 3000, r"line 1, column \d+: more than 32 levels deep"),
     file("{a: " * 3000 + "1" + "}" * 3000, r"line 1, column \d+: more than 32 levels deep"),
     file("".join(f"{' ' * n}a:\n" for n in range(400)), r"more than 32 levels deep"),
