@@ -52,7 +52,7 @@ class Node:
     def fetch(self, batch: ShapedBatch, groups: list[int]) -> tuple[int, float]:
         """Bytes of the tables of these groups, and seconds until they are here."""
         start = time.perf_counter()
-        rows = fetch(batch, groups).rows
+        rows = fetch(batch, groups)[0].rows
         seconds = time.perf_counter() - start
         return sum(row.payload.nbytes for row in rows if row.payload is not None), seconds
 

@@ -49,8 +49,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     asked = parser.parse_args(argv)
     if (asked.evaluation is None) != (asked.row is None):
         raise ValueError("--evaluation and --row belong together; set both or none")
-    if asked.pictures < 1 or asked.seed < 0 or not 0 <= asked.noise <= 255:
-        raise ValueError("--pictures needs 1 or more, --seed 0 or more, --noise 0 to 255")
+    if not 1 <= asked.pictures <= 10**6 or asked.seed < 0 or not 0 <= asked.noise <= 255:
+        raise ValueError("--pictures needs 1 to 1,000,000, --seed 0 or more, --noise 0 to 255")
     if asked.second is None and not asked.noise:
         raise ValueError("the second detector is the first one; set --second or --noise")
     return asked

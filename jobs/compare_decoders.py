@@ -59,9 +59,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(argv)
 
 
+MOST = 10_000
+"""Groups that are drawn."""
+
+
 def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    if not text.isdecimal() or not 0 < int(text[:12]) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0 and up to {MOST:,}")
     return int(text)
 
 

@@ -81,7 +81,7 @@ def keep(error: BaseException, folder: Path) -> None:
     a checkpoint to go on from."""
     if isinstance(error, Exception) and (written := _write(error, folder)):
         error.add_note(f"see {written}")
-    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+    checkpoints = sorted((folder / "checkpoints").glob("step-[0-9]*"))
     if checkpoints:
         error.add_note(f"--resume {folder} goes on from {checkpoints[-1].name}")
     elif isinstance(error, KeyboardInterrupt):

@@ -4,6 +4,7 @@ import os
 # that tests start would otherwise fight over them.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts what it puts into the background deaf to Ctrl-C, and the jobs that tests start and
+# interrupt would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -149,7 +149,10 @@ def test_a_signal_while_imports_run_is_one_line(tmp_path, path, number, code, na
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        # A shell's job in the background ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert job_process.stdout.readline() == "in\n"
     start = time.monotonic()

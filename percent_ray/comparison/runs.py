@@ -27,7 +27,7 @@ from percent_ray.learn import checkpoint
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.recipe.tree import Recipe
-from percent_ray.runtime import placement
+from percent_ray.runtime import connection
 
 STOPPING_S = 60
 """What an interrupted comparison leaves its runs to finish a step and write a checkpoint."""
@@ -101,7 +101,7 @@ def _cluster(workers: int, gpus: float) -> Iterator[None]:
     """The cluster of RAY_ADDRESS, or one on this machine that ends with this process, however that
     ends. It has a CPU for every worker also where there are fewer cores: how many runs share them
     is for `workers` to say."""
-    started = placement.connect(cpus=max(workers, os.cpu_count() or 1))
+    started = connection.connect(cpus=max(workers, os.cpu_count() or 1))
     try:
         most = max(node["Resources"].get("GPU", 0.0) for node in ray.nodes())
         if gpus > most:

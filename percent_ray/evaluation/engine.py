@@ -28,7 +28,7 @@ from percent_ray.evaluation.plan import Plan, Row, Workers
 from percent_ray.evaluation.quality import LATENT, Judgement
 from percent_ray.evaluation.store import SHOWN, RowStore, Store
 from percent_ray.recipe.errors import first_line
-from percent_ray.runtime import placement
+from percent_ray.runtime import connection, placement
 from percent_ray.runtime.pool import Pool
 
 DRAW = "draw"
@@ -260,7 +260,7 @@ def cluster(plan: Plan, store: Store) -> Iterator[Engine]:
     # A call that fails is said once, by us; Ray would print its second result's error as well.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # One of our own has a CPU for every actor also where there are fewer cores: they share them.
-    started = placement.connect(cpus=max(int(asked["CPU"]), os.cpu_count() or 1))
+    started = connection.connect(cpus=max(int(asked["CPU"]), os.cpu_count() or 1))
     try:
         there = ray.cluster_resources()
         for name, count in asked.items():

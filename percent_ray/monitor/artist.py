@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from percent_ray.recipe.errors import first_line
 
@@ -15,8 +16,8 @@ WAITING = 32
 class Artist:
     """Makes one drawing after the other. What fails is told once for each kind."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self._folder, self._say = folder, say
         self._told: set[str] = set()
         self._waiting: queue.Queue[tuple[str, Callable[[], object]]] = queue.Queue(WAITING)
         threading.Thread(target=self._work, name="artist", daemon=True).start()
@@ -33,8 +34,7 @@ class Artist:
         try:
             function()
         except Exception as error:
-            place = getattr(error, "filename", None)
-            self._tell(kind, first_line(error) + (f" ({place})" if place else ""))
+            self._tell(kind, first_line(error))
 
     def finish(self, timeout_s: float) -> None:
         """Wait until everything is drawn, at most so long."""
@@ -56,4 +56,6 @@ class Artist:
     def _tell(self, kind: str, why: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            self._say(f"{kind}: not made: {why}; the run goes on, and this is told once")
+            self._say(
+                f"{kind} of {self._folder}: not made: {why}; the run goes on, and this is told once"
+            )

@@ -38,7 +38,7 @@ class Journal:
         self.pictures: list[Path] = []
         self._tracker = tracker
         self._terminal = terminal
-        self._artist = Artist(terminal.say)
+        self._artist = Artist(tracker.folder, terminal.say)
         self._alarm_share = alarm_share
         self._spans: list[Sequence[Span]] = []
         self._first = _first_probe(tracker.folder)
@@ -92,10 +92,10 @@ class Journal:
     ) -> None:
         """Metrics of probes are logged at the version that drew them, under `probe/`."""
         self._tracker.metrics(version, {f"{PROBE}{name}": v for name, v in metrics.items()})
-        self._artist.draw("movement of pictures", lambda: self._tell(version, metrics, pictures))
-        self._artist.draw("grid of pictures", lambda: self._grid(version, pictures))
+        self._artist.draw("the pictures' movement", lambda: self._tell(version, metrics, pictures))
+        self._artist.draw("the grid", lambda: self._grid(version, pictures))
         folder = self._tracker.folder
-        self._artist.draw("probe's pictures", lambda: probes.write(folder, version, pictures))
+        self._artist.draw("a probe's pictures", lambda: probes.write(folder, version, pictures))
 
     def _tell(
         self, version: int, metrics: Mapping[str, float], pictures: Sequence[tuple[str, Any]]

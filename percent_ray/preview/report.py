@@ -250,7 +250,7 @@ def _cluster(recipe: Recipe, room: Memory) -> list[str]:
     if recipe.runtime.backend == "local":
         return lines
     try:
-        placement.check(recipe, resources)
+        placement.check(recipe, placement.machines())
         lines.append("it can give what the recipe asks")
     except ValueError as error:
         lines.append(f"it cannot: {error}")

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
+import torch
 from safetensors.torch import save_file
 
 from percent_ray.data import arrow
@@ -67,6 +68,12 @@ class Learner:
         """Numbers of the rows whose tables this rank learns from."""
         engine, sizes = self._engine, _sizes(batch)
         return groups_of(sizes, self._parts(batch), rank=engine.rank, world=engine.world)
+
+    def agree(self, rows: Sequence[int], count: int) -> list[int]:
+        """Those of the rows 0 .. `count` - 1 that any rank names."""
+        named = torch.zeros(count, dtype=torch.float64)
+        named[list(rows)] = 1.0
+        return self._engine.all_reduce(named, "max").nonzero().flatten().tolist()
 
     def update(self, batch: ShapedBatch) -> Update:
         """Learn from a batch. The rows of `groups` hold their tables, the others may hold None.

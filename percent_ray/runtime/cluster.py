@@ -16,9 +16,10 @@ from percent_ray.recipe import tree
 from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.roles.rollout import RolloutWorker
-from percent_ray.runtime import control, placement, places
+from percent_ray.runtime import connection, control, placement, places
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.pool import Pool
+from percent_ray.runtime.rank import Lost
 from percent_ray.runtime.scaling import Scaler, Watched
 from percent_ray.slots import drawn_by
 from percent_ray.types import (
@@ -47,6 +48,9 @@ class PerceptionActor(PerceptionWorker):
         """`perceive` of a trajectory without its tables and its payload."""
         return self.perceive(replace(group, payload=payload), pictures=pictures)
 
+
+LOSSES = 3
+"""How often in a row what was drawn may be lost with its machine, and is drawn again."""
 
 Say = Callable[[str], None]
 
@@ -93,6 +97,10 @@ class Cluster:
         self.loaded: list[str] = []
         """What was loaded, a line each."""
         self._weights = _older(resume)
+        self._drawn: dict[int, tuple[Prompt, int]] = {}
+        """Prompt and version of every group that is on its way."""
+        self._redrawn: dict[int, tuple[ray.ObjectRef, ray.ObjectRef]] = {}
+        """Payload and condition of those that were lost and drawn again."""
         self._version = 0
         self._control: asyncio.Task[None] | None = None
         self._own = False
@@ -121,8 +129,8 @@ class Cluster:
         Raises ValueError, in one line, where the cluster is too small, a model's folder is bad or a
         scorer broken.
         """
-        own = placement.connect()
-        placement.check(recipe, ray.cluster_resources())
+        own = connection.connect()
+        await placement.wait(recipe)
         control.write_address(run_folder)
         cluster = cls(recipe, run_folder=run_folder, resume=resume, say=say)
         cluster._own = own
@@ -131,6 +139,7 @@ class Cluster:
                 rollout = group.create_task(cluster.rollout.ready())
                 perception = group.create_task(cluster._perception_ready(first))
             cluster.loaded = [*rollout.result()[0], *perception.result()]
+            await placement.wait(recipe, roles=["learner"])
             cluster.learner.start()
             cluster._control = asyncio.create_task(
                 control.obey(run_folder, cluster.state, cluster.resize)
@@ -150,30 +159,69 @@ class Cluster:
         return lines
 
     async def sample(self, group_id: int, prompt: Prompt, version: int) -> Trajectory:
+        self._drawn[group_id] = prompt, version
+        return await self._draw(group_id)
+
+    async def _draw(self, group_id: int, *, again: bool = False) -> Trajectory:
+        """A group that `sample` was asked for, by the version of that time: its weights are kept
+        until it is learned from."""
+        prompt, version = self._drawn[group_id]
         checksum, weights = self._weights[version]
         try:
             group, payload, condition = await self.rollout.call(
-                "draw", group_id, prompt, version, weights, checksum, returns=3
+                "draw", group_id, prompt, version, weights, checksum, returns=3, urgent=again
             )
         except ObjectLostError as error:
             raise LearnerLost(
                 f"the weights of version {version} are gone with the learner that published them"
             ) from error
+        if again:
+            self._redrawn[group_id] = payload, condition
         return replace(group, payload=payload, condition=condition)
 
     async def perceive(self, trajectory: Trajectory, *, pictures: bool) -> Perception:
+        """A payload that is lost with its machine is drawn again."""
         bare = replace(trajectory, payload=None, condition=None)
-        [perception] = await self.perception.call(
-            "judge", bare, trajectory.payload, pictures=pictures
-        )
-        return perception
+        payload = trajectory.payload
+        for last in (*(False,) * LOSSES, True):
+            try:
+                [perception] = await self.perception.call("judge", bare, payload, pictures=pictures)
+                return perception
+            except ObjectLostError:
+                if last:
+                    raise
+            self._say(f"group {bare.group_id} is lost with its machine, and is drawn again")
+            payload = (await self._draw(bare.group_id, again=True)).payload
+        raise AssertionError("returned or raised")
 
     async def update(self, batch: ShapedBatch) -> Update:
+        """What a rank cannot fetch of the batch is drawn again before any rank learns of it."""
         self._scaler.began()
-        update, checksum, weights = await self.learner.order("update", batch=batch)
+        for _ in range(LOSSES + 1):
+            update, checksum, weights = await self.learner.order(
+                "update", batch=self._newest(batch)
+            )
+            if not isinstance(update, Lost):
+                break
+            numbers = ", ".join(map(str, update.groups))
+            self._say(f"groups {numbers} are lost with their machines, and are drawn again")
+            await asyncio.gather(*(self._draw(group, again=True) for group in update.groups))
+        else:
+            raise ConnectionError(
+                f"groups of step {batch.version} were lost {LOSSES + 1} times, one after the other"
+            )
         assert update is not None
         self._remember(update.version, checksum, weights)
         return replace(update, metrics={**update.metrics, **self._scaler.ended()})
+
+    def _newest(self, batch: ShapedBatch) -> ShapedBatch:
+        """With the tables of those groups that were drawn again."""
+        rows = list(batch.rows)
+        for number, row in enumerate(rows):
+            if row.group_id in self._redrawn:
+                payload, condition = self._redrawn[row.group_id]
+                rows[number] = replace(row, payload=payload, condition=condition)
+        return replace(batch, rows=tuple(rows))
 
     async def publish(self, version: int) -> None:
         """An update brings its weights along. Version 0 is what every actor has loaded, so that
@@ -229,6 +277,11 @@ class Cluster:
         self._version = version
         first = version - self._max_staleness
         self._weights = {v: held for v, held in self._weights.items() if v >= first}
+        learned = range(version * self._recipe.data.groups_per_step)
+        old = [g for g, (_, by) in self._drawn.items() if g in learned or by < first]
+        for group_id in old:
+            del self._drawn[group_id]
+            self._redrawn.pop(group_id, None)
 
     async def restart(self, source: Path | None, version: int) -> None:
         """Another learner group in the place of one that is lost, at the `version` of a checkpoint
@@ -236,6 +289,8 @@ class Cluster:
         raises LearnerLost where it dies, too."""
         self.learner.end()
         self._weights = _older(source)  # the others are lost with the rank that published them
+        self._drawn.clear()
+        self._redrawn.clear()
         self.learner = LearnerGroup(self._recipe, run_folder=self._run_folder, resume=source)
         self.learner.start()
         _, checksum, weights = await self.learner.order("publish")
@@ -265,4 +320,4 @@ class Cluster:
         if self._watched():
             places.request([])
         if self._own:
-            await placement.leave()
+            await connection.leave()

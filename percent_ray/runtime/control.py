@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.command_line import RECIPE_FILE
-from percent_ray.runtime import placement, places
+from percent_ray.runtime import connection, places
 from percent_ray.runtime.places import Resources
 
 NAMESPACE = "percent_ray"
@@ -221,7 +221,7 @@ def _find(folder: Path) -> Any:
 
 def _join(folder: Path, gone: ValueError) -> None:
     if "RAY_ADDRESS" in os.environ:
-        placement.connect()
+        connection.connect()
         return
     try:
         found = json.loads((folder / FILE).read_text())
@@ -232,4 +232,4 @@ def _join(folder: Path, gone: ValueError) -> None:
     if found.get("auth"):
         os.environ.setdefault("RAY_AUTH_MODE", found["auth"])
     os.environ["RAY_ADDRESS"] = found["address"]
-    placement.connect()
+    connection.connect()

@@ -27,11 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import PlacementGroupID
-from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import RayActorError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from percent_ray.recipe.errors import first_line
 from percent_ray.recipe.tree import Recipe
@@ -135,22 +131,10 @@ async def _first(
     end, done = time.monotonic() + timeout_s, set()
     while not done and (left := end - time.monotonic()) > 0:
         if starting:
-            _free_places()
+            placement.free_places()
         done, _ = await asyncio.wait(
             futures,
             timeout=min(left, LOOK_S) if starting else left,
             return_when=asyncio.FIRST_COMPLETED,
         )
     return done
-
-
-def _free_places() -> None:
-    """Remove the placement groups of this job whose creator has died: Ray keeps them until the job
-    ends, and Ray Train's own cleaner works only where the cluster has a dashboard. The public table
-    (`ray.util.placement_group_table`) does not say who has created one."""
-    job = ray.get_runtime_context().get_job_id()
-    for entry in state._connect_and_get_accessor().get_placement_group_table():
-        found = PlacementGroupTableData.FromString(entry)
-        gone = found.state == PlacementGroupTableData.REMOVED
-        if found.creator_job_id.hex() == job and found.creator_actor_dead and not gone:
-            remove_placement_group(PlacementGroup(PlacementGroupID(found.placement_group_id)))

@@ -38,8 +38,9 @@ class Order:
     folder: str = ""
 
 
-Answer = tuple[Update | None, str, ray.ObjectRef | None]
-"""The update, and the published weights: their checksum and a reference to their Arrow table."""
+Answer = tuple[Update | rank.Lost | None, str, ray.ObjectRef | None]
+"""The update, or what it lacks, and the published weights: their checksum and a reference to their
+Arrow table."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,142 +1,109 @@
-"""The cluster: how it is joined, and what a recipe asks of it held against what it has."""
+"""What a recipe asks of a cluster, held against what its machines have."""
 
 import asyncio
-import contextlib
-import logging
+import bisect
+import math
 import os
-import secrets
-import socket
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-import psutil
 import ray
-from ray._private import ray_constants, worker
+from ray import PlacementGroupID
+from ray._private.state import available_resources_per_node, state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData  # pyright: ignore[reportAttributeAccessIssue]
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from percent_ray.recipe.tree import Recipe, Role
+from percent_ray.runtime import connection
 
 GIB = 1024**3
-LEAVE_S = 10.0
-"""Longest wait for the end of the processes of a cluster that this process has started."""
+ROLES = ("rollout", "perception", "learner")
+"""In the order in which they start."""
+FIELDS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory_gb"}
+"""Keys of a role by Ray's names of resources."""
+WAIT_S = 120.0
+"""Longest wait for what others hold."""
+LOOK_S = 1.0
+"""Between two looks whether they still do."""
+LISTED = 4
+"""Machines that a line has room for."""
+EPS = 1e-6
 
 
-def connect(*, cpus: int | None = None) -> bool:
-    """Join the cluster of RAY_ADDRESS (set inside a Ray job), or start one on this machine, with
-    the machine's cores or `cpus`. Returns whether it did; False where this process has one."""
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One node of the cluster."""
+
+    name: str
+    whole: Mapping[str, float]
+    """All that it has: CPU and GPU, and bytes of memory."""
+    free: Mapping[str, float]
+    """What of it nobody holds."""
+
+
+@dataclass(slots=True)
+class _Room:
+    """What is left of a machine while workers are placed."""
+
+    cpus: float
+    memory_gb: float
+    cards: list[float]
+    """The share of each GPU: a part of a card lies on one card."""
+
+    @staticmethod
+    def of(has: Mapping[str, float]) -> "_Room":
+        gpus = has.get("GPU", 0.0)
+        cards = [1.0] * int(gpus + EPS)
+        if gpus - len(cards) > EPS:
+            cards.append(gpus - len(cards))
+        return _Room(has.get("CPU", 0.0), has.get("memory", 0.0) / GIB, cards)
+
+    def take(self, role: Role) -> bool:
+        """Make place for one worker, where there is any."""
+        least = min(role.gpus, 1.0) - EPS
+        cards = sorted((card for card in self.cards if card >= least), reverse=role.gpus >= 1)
+        count = math.ceil(role.gpus - EPS)
+        if self.cpus < role.cpus - EPS or self.memory_gb < role.memory_gb - EPS:
+            return False
+        if len(cards) < count:
+            return False
+        for card in cards[:count]:
+            self.cards.remove(card)
+            self.cards.append(card - min(role.gpus, 1.0))
+        self.cpus -= role.cpus
+        self.memory_gb -= role.memory_gb
+        return True
+
+
+def machines() -> list[Machine]:
+    """Those of the cluster that this process has joined, or of that of RAY_ADDRESS, which it then
+    joins; this machine alone, where Ray is not started for it."""
+    if "RAY_ADDRESS" in os.environ:
+        connection.connect()
     if ray.is_initialized():
-        return False
-    own: dict[str, Any] = {
-        "address": "local",  # not one that happens to run on this machine
-        "num_cpus": cpus,
-        "include_dashboard": False,  # takes longer to start than the rest of the cluster
+        free = available_resources_per_node()
+        return [
+            Machine(node["NodeManagerAddress"], node["Resources"], free.get(node["NodeID"], {}))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+    import psutil
+    import torch
+
+    has = {
+        "CPU": float(os.cpu_count() or 1),
+        "GPU": float(torch.cuda.device_count()),
+        "memory": float(psutil.virtual_memory().total),
     }
-    # Workers' output stays in their log files: what matters of it comes back as an error.
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if (address := os.environ.get("RAY_ADDRESS")) is not None:
-        with _on_loopback() if _is_on_loopback(address) else contextlib.nullcontext():
-            ray.init(**quiet)
-        return True
-    _make_token()
-    with _on_loopback():
-        ray.init(**quiet, **own)
-    return True
-
-
-def _is_on_loopback(address: str) -> bool:
-    """Whether a cluster listens on 127.0.0.1 alone: Ray would look for it at the machine's own
-    address, and wait."""
-    host, _, port = address.rpartition(":")
-    if host not in ("127.0.0.1", "localhost") or not port.isdecimal():
-        return False
-    try:
-        socket.create_connection((ray.util.get_node_ip_address(), int(port)), timeout=3).close()
-    except OSError:
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def _on_loopback() -> Iterator[None]:
-    """A cluster that is started inside listens on 127.0.0.1 alone, and such a one is joined.
-    Ray's own switch for machines that it makes no clusters of; an address that `ray.init` is given
-    is not taken."""
-    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
-    given = os.environ.get(name)
-    if given is None:
-        os.environ[name] = "0"  # for the processes that Ray starts
-        ray_constants.ENABLE_RAY_CLUSTER = False  # for this one, which has read it
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
-        if given is None:
-            del os.environ[name]
-
-
-async def leave() -> None:
-    """Leave the cluster. Of one that this process has started, return when none of its processes is
-    left: Ray tells them to end and does not look whether they do. One that is still there after
-    LEAVE_S is killed."""
-    left, end = _started(), time.monotonic() + LEAVE_S
-    ray.shutdown()
-    while left and time.monotonic() < end:
-        await asyncio.sleep(0.05)
-        left = [process for process in left if _runs(process)]
-    for process in left:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _started() -> list[psutil.Process]:
-    """Ray's processes that this one has started, and theirs; none where it has joined a cluster."""
-    node: Any = worker._global_node
-    found: list[psutil.Process] = []
-    for infos in node.all_processes.values() if node else ():
-        for info in infos:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process = psutil.Process(info.process.pid)
-                found += [process, *process.children(recursive=True)]
-    return found
-
-
-def _runs(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
-def _make_token() -> None:
-    """Write the token of this user's clusters for nobody else to read: Ray itself would write it
-    for everyone. One that is there is shut to others."""
-    path = Path.home() / ".ray" / "auth_token"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    if not path.exists():
-        # Whole or not there, also where two runs start at once.
-        descriptor, own = tempfile.mkstemp(dir=path.parent)  # of mode 0600
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-        with contextlib.suppress(FileExistsError):
-            os.link(own, path)
-        os.unlink(own)
-    path.chmod(0o600)
+    return [Machine("this machine", has, has)]
 
 
 def resources() -> dict[str, float]:
-    """CPUs, GPUs and bytes of memory of the cluster of RAY_ADDRESS, or of this machine, where Ray
-    is not started for it."""
-    if "RAY_ADDRESS" in os.environ:
-        connect()
-        found = ray.cluster_resources()
-        return {name: found.get(name, 0.0) for name in ("CPU", "GPU", "memory")}
-    import torch
-
-    memory = float(psutil.virtual_memory().total)
-    cpus = float(os.cpu_count() or 1)
-    return {"CPU": cpus, "GPU": float(torch.cuda.device_count()), "memory": memory}
+    """CPUs, GPUs and bytes of memory of all `machines`."""
+    found = machines()
+    return {name: math.fsum(m.whole.get(name, 0.0) for m in found) for name in FIELDS}
 
 
 def here() -> NodeAffinitySchedulingStrategy:
@@ -150,28 +117,132 @@ def options(role: Role) -> dict[str, float]:
     return {"num_cpus": role.cpus, "num_gpus": role.gpus} | memory
 
 
-def check(recipe: Recipe, available: Mapping[str, float]) -> None:
-    """Raises ValueError, naming the role, where the cluster cannot give what the recipe asks.
+def check(recipe: Recipe, machines: Sequence[Machine]) -> None:
+    """Raises ValueError, naming the role, where the machines could not give what the recipe asks if
+    nobody else held anything of them."""
+    if line := lacking(recipe, machines, free=False):
+        raise ValueError(line)
 
-    `available` is `ray.cluster_resources()`; roles are counted in the order in which they start.
-    """
-    left = {
-        "CPU": available.get("CPU", 0.0),
-        "GPU": available.get("GPU", 0.0),
-        "memory": available.get("memory", 0.0) / GIB,
-    }
-    runtime = recipe.runtime
-    for name in ("rollout", "perception", "learner"):
-        role: Role = getattr(runtime, name)
-        asked = {"CPU": role.cpus, "GPU": role.gpus, "memory": role.memory_gb}
-        for resource, field in (("CPU", "cpus"), ("GPU", "gpus"), ("memory", "memory_gb")):
-            wanted = asked[resource] * role.workers
-            if wanted > left[resource] + 1e-6:
-                unit = " GiB" if resource == "memory" else ""
-                raise ValueError(
-                    f"runtime.{name}: {role.workers} workers x {asked[resource]:g} {resource} = "
-                    f"{wanted:g}{unit} asked, {left[resource]:g}{unit} of "
-                    f"{available.get(resource, 0) / (GIB if unit else 1):g}{unit} available; set "
-                    f"runtime.{name}.workers or runtime.{name}.{field} lower, or add nodes"
-                )
-            left[resource] -= wanted
+
+async def wait(recipe: Recipe, *, roles: Sequence[str] = ROLES) -> None:
+    """Until what the `roles` ask is free. Raises ValueError at once where the machines do not have
+    it, and after a while where others still hold it."""
+    check(recipe, machines())
+    longest = min(WAIT_S, recipe.runtime.timeout_s)
+    end = time.monotonic() + longest
+    while line := lacking(recipe, machines(), roles=roles, free=True):
+        if time.monotonic() > end:
+            raise ValueError(f"{line}; others have held the rest for {longest:g} s")
+        free_places()
+        await asyncio.sleep(LOOK_S)
+
+
+def lacking(
+    recipe: Recipe, machines: Sequence[Machine], *, roles: Sequence[str] = ROLES, free: bool
+) -> str:
+    """A line for the first of the `roles` whose workers do not find a place, with what to set;
+    empty where all do. Each worker needs one machine that has all of its own share, of what is
+    `free` or of everything."""
+    rooms = [machine.free if free else machine.whole for machine in machines]
+    placed: list[Role] = []
+    for name in roles:
+        role: Role = getattr(recipe.runtime, name)
+        if not _fits(rooms, [*placed, *[role] * role.workers]):
+            return _line(name, role, placed, machines, free=free)
+        placed += [role] * role.workers
+    return ""
+
+
+def _line(
+    name: str, role: Role, placed: Sequence[Role], machines: Sequence[Machine], *, free: bool
+) -> str:
+    rooms = [machine.free if free else machine.whole for machine in machines]
+    counts = range(1, role.workers + 1)
+    fit = bisect.bisect_left(
+        counts, True, key=lambda count: not _fits(rooms, [*placed, *[role] * count])
+    )
+    asked = " and ".join(f"{_amount(key, role)} {key}" for key in _asked(role))
+    places = [_place(machine, _asked(role), free=free) for machine in machines[:LISTED]]
+    more = f" and {len(machines) - LISTED} more machines" * (len(machines) > LISTED)
+    if fit:
+        setting = f"set runtime.{name}.workers {fit}"
+    else:
+        setting = next(_smaller(name, role, placed, rooms), "set fewer workers of the other roles")
+    beside = " beside the roles before it" if placed else ""
+    return (
+        f"runtime.{name}: {role.workers} workers x {asked} asked, {fit or 'none'} of them "
+        f"{'find' if fit > 1 else 'finds'} a place{beside}, each on one machine of "
+        f"{', '.join(places)}{more}; {setting}, or add machines"
+    )
+
+
+def _fits(machines: Sequence[Mapping[str, float]], workers: Sequence[Role]) -> bool:
+    """Whether each worker finds its place when the largest look first, by one measure or the
+    other."""
+    for resource, field in FIELDS.items():
+        unit = GIB if resource == "memory" else 1
+        there = math.fsum(has.get(resource, 0.0) / unit for has in machines)
+        if math.fsum(getattr(role, field) for role in workers) > there + EPS:
+            return False
+    orders = (
+        lambda role: (role.gpus, role.cpus, role.memory_gb),
+        lambda role: (role.cpus, role.gpus, role.memory_gb),
+        lambda role: (role.memory_gb, role.gpus, role.cpus),
+    )
+    for order in orders:
+        rooms = [_Room.of(has) for has in machines]
+        for role in sorted(workers, key=order, reverse=True):
+            # The fullest first, so that what is large finds an empty one.
+            rooms.sort(key=lambda room: (sum(room.cards), room.cpus, room.memory_gb))
+            if not any(room.take(role) for room in rooms):
+                break
+        else:
+            return True
+    return False
+
+
+def _smaller(
+    name: str, role: Role, placed: Sequence[Role], machines: Sequence[Mapping[str, float]]
+) -> Iterator[str]:
+    """What one worker would fit with."""
+    for resource in _asked(role):
+        unit = GIB if resource == "memory" else 1
+        for amount in sorted({has.get(resource, 0.0) / unit for has in machines}, reverse=True):
+            # As it is written, and of cards whole ones.
+            value = math.floor(amount * 100) / 100 if amount < 1 else float(math.floor(amount))
+            less = role.model_copy(update={FIELDS[resource]: value})
+            if 0 < value < getattr(role, FIELDS[resource]) and _fits(machines, [*placed, less]):
+                yield f"set runtime.{name}.{FIELDS[resource]} {value:g}"
+
+
+def _asked(role: Role) -> list[str]:
+    return [key for key, field in FIELDS.items() if getattr(role, field)]
+
+
+def _amount(resource: str, role: Role) -> str:
+    unit = " GiB" if resource == "memory" else ""
+    return f"{getattr(role, FIELDS[resource]):g}{unit}"
+
+
+def _place(machine: Machine, asked: Sequence[str], *, free: bool) -> str:
+    """Such as "10.0.0.7 with 1 of 2 CPU free"."""
+    parts: list[str] = []
+    for key in asked:
+        unit, word = (GIB, " GiB") if key == "memory" else (1, "")
+        whole, left = machine.whole.get(key, 0.0) / unit, machine.free.get(key, 0.0) / unit
+        parts.append(
+            f"{left:.4g} of {whole:.4g}{word} {key}" if free else f"{whole:.4g}{word} {key}"
+        )
+    return f"{machine.name} with {' and '.join(parts)}" + " free" * free
+
+
+def free_places() -> None:
+    """Remove the placement groups of this job whose creator has died: Ray keeps them until the job
+    ends, and Ray Train's own cleaner works only where the cluster has a dashboard. The public table
+    (`ray.util.placement_group_table`) does not say who has created one."""
+    job = ray.get_runtime_context().get_job_id()
+    for entry in state._connect_and_get_accessor().get_placement_group_table():
+        found = PlacementGroupTableData.FromString(entry)
+        gone = found.state == PlacementGroupTableData.REMOVED
+        if found.creator_job_id.hex() == job and found.creator_actor_dead and not gone:
+            remove_placement_group(PlacementGroup(PlacementGroupID(found.placement_group_id)))

@@ -1,12 +1,13 @@
 """One rank of the learner group, as Ray Train runs it: carries out the orders of the mailbox."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
+from ray.exceptions import ObjectLostError
 
 from percent_ray.types import ShapedBatch
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from percent_ray.recipe.tree import Recipe
     from percent_ray.roles.learner import Learner
     from percent_ray.runtime.mailbox import Answer, Order
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Groups whose tables are gone with the machine that they were on. Nothing was learned."""
+
+    groups: tuple[int, ...]
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
@@ -48,7 +56,11 @@ def _carry_out(learner: "Learner", order: "Order") -> "Answer":
     update = None
     if order.kind == "update":
         assert order.batch is not None
-        update = learner.update(fetch(order.batch, learner.groups(order.batch)))
+        batch, lost = fetch(order.batch, learner.groups(order.batch))
+        lost = learner.agree(lost, len(batch.rows))
+        if lost:  # before any rank has begun
+            return Lost(tuple(batch.rows[number].group_id for number in lost)), "", None
+        update = learner.update(batch)
     elif order.kind == "save":
         learner.save(Path(order.folder))
     if order.kind in ("update", "publish"):
@@ -57,13 +69,30 @@ def _carry_out(learner: "Learner", order: "Order") -> "Answer":
     return update, "", None
 
 
-def fetch(batch: ShapedBatch, groups: Sequence[int]) -> ShapedBatch:
+def fetch(batch: ShapedBatch, groups: Sequence[int]) -> tuple[ShapedBatch, list[int]]:
     """The batch with the tables of these rows in the place of their references, and None in that
     of all others: what lies on another machine is pulled from there whole, by every rank that asks
-    for it."""
-    payloads = ray.get([batch.rows[number].payload for number in groups])
-    conditions = ray.get([batch.rows[number].condition for number in groups])
+    for it. And the numbers of the rows that are lost with a machine."""
+    refs = [(batch.rows[number].payload, batch.rows[number].condition) for number in groups]
+    try:
+        flat = ray.get([ref for pair in refs for ref in pair])
+        found: list[tuple[Any, Any] | None] = list(zip(flat[::2], flat[1::2], strict=True))
+    except ObjectLostError:
+        found = [_either(pair) for pair in refs]
     rows = [replace(row, payload=None, condition=None) for row in batch.rows]
-    for number, payload, condition in zip(groups, payloads, conditions, strict=True):
-        rows[number] = replace(rows[number], payload=payload, condition=condition)
-    return replace(batch, rows=tuple(rows))
+    lost: list[int] = []
+    for number, tables in zip(groups, found, strict=True):
+        if tables is None:
+            lost.append(number)
+        else:
+            rows[number] = replace(rows[number], payload=tables[0], condition=tables[1])
+    return replace(batch, rows=tuple(rows)), lost
+
+
+def _either(refs: tuple[ray.ObjectRef, ray.ObjectRef]) -> tuple[Any, Any] | None:
+    """Both tables of a row; None where one is lost."""
+    try:
+        payload, condition = ray.get(list(refs))
+    except ObjectLostError:
+        return None
+    return payload, condition

@@ -1,5 +1,7 @@
 """Runs cases: the jobs are imported once, then each case is a fork with a folder of its own."""
 
+import contextlib
+import gc
 import importlib
 import json
 import os
@@ -21,7 +23,7 @@ CLASSES = Path(__file__).parent / "classes"
 IMPORTED = (
     *("percent_ray.run", "percent_ray.data.prompts", "percent_ray.runtime.halves"),
     *("percent_ray.scorers.geneval", "percent_ray.monitor.plots", "matplotlib.pyplot"),
-    *("percent_ray.comparison.plan", "percent_ray.evaluation.plan", "percent_ray.export.source"),
+    *("percent_ray.comparison.runs", "percent_ray.evaluation.engine", "percent_ray.export.source"),
     *("percent_ray.report.page", "percent_ray.study.page", "percent_ray.study.count"),
     *("percent_ray.preview.report", "percent_ray.recipe.command_line"),
 )
@@ -52,8 +54,7 @@ def cases(name: str) -> list[Case]:
 
 def run(chosen: list[tuple[str, Case]]) -> Iterator[tuple[str, Outcome]]:
     """(class, outcome) of each, AT_ONCE at a time, in the order that they end."""
-    for module in IMPORTED:
-        importlib.import_module(module)
+    _begin()
     waiting, running = chosen[::-1], dict[int, tuple[str, Case, Path, float]]()
     with tempfile.TemporaryDirectory() as root:
         while waiting or running:
@@ -73,6 +74,20 @@ def run(chosen: list[tuple[str, Case]]) -> Iterator[tuple[str, Outcome]]:
                 if time.monotonic() - start > case.seconds:
                     os.killpg(pid, signal.SIGKILL)
             time.sleep(0.002)
+
+
+def _begin() -> None:
+    """What every case would otherwise do again."""
+    for module in IMPORTED:
+        importlib.import_module(module)
+    for name in {case.job for kind in classes() for case in cases(kind)}:
+        _job(name)
+    from percent_ray.recipe import load as recipes
+
+    with contextlib.suppress(recipes.RecipeError):
+        recipes.load(None, ["--learner.lrr", "1", "--learner.lr", "x"])
+    gc.collect()
+    gc.freeze()
 
 
 def _fork(case: Case, folder: Path) -> int:
@@ -121,6 +136,8 @@ def _job(name: str) -> Callable[[], None]:
 
 def _stop_before_models() -> None:
     from percent_ray import run
+    from percent_ray.comparison import runs
+    from percent_ray.evaluation import engine
     from percent_ray.preview import report
     from percent_ray.runtime import halves
 
@@ -135,7 +152,7 @@ def _stop_before_models() -> None:
     for module in (halves,):
         for part in ("RolloutWorker", "PerceptionWorker"):
             setattr(module, part, loads)
-    report.show = loads
+    report.show = runs.unfinished = engine.todo = loads
 
 
 def _judge(case: Case, folder: Path, code: int, seconds: float) -> Outcome:

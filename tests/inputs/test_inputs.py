@@ -44,3 +44,7 @@ def test_inputs_are_refused_in_a_clear_line_or_taken(outcomes, kind):
     taken = sum(not o["code"] for o in found)
     print(f"{kind}: {len(found) - taken} refused, {taken} taken, {len(wrong)} wrong")
     assert not wrong, "\n".join(wrong)
+
+
+def test_there_are_hundreds(outcomes):
+    assert sum(map(len, outcomes.values())) >= 300

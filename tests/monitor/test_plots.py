@@ -43,6 +43,15 @@ def test_grid_shows_every_picture_of_every_prompt(tmp_path):
     assert counts[0] / counts[1] == pytest.approx(1.5, rel=0.1)
 
 
+def test_a_prompt_is_no_tex(tmp_path):
+    red = np.zeros((2, 3, 8, 8), np.uint8)
+    texts = ("$\\frac{x$", "$5 or $6", "a $ alone", "$x$", "\\$x")
+    plots.grid([(text, red) for text in texts], tmp_path / "grid.png")
+    plots.timeline([Span("$\\frac{x$", "$\\frac{y$", 100, 104)], tmp_path / "timeline.png")
+    assert pixels(tmp_path / "grid.png").any()
+    assert pixels(tmp_path / "timeline.png").any()
+
+
 def test_curves_draw_what_was_measured(tmp_path):
     history = History(tmp_path / "metrics.jsonl")
     for step in range(3):

@@ -55,8 +55,8 @@ def test_workers_that_can_have_no_group_are_told(key, value):
     [line] = notes(recipes.load(pec, [f"--runtime.perception.{key}", value]))
     assert line == (
         f"runtime.perception.{key} {value}: at most 12 groups are in flight (data.groups_per_step "
-        f"6 x (runtime.max_staleness 1 + 1)), {int(value) - 12} workers would never have one; "
-        "set 12 or less"
+        f"6 x (runtime.max_staleness 1 + 1)), {int(value) - 12} workers would never have one; set "
+        "12 or less"
     )
     assert notes(recipes.load(pec, ["--runtime.perception.workers", "12"])) == []
 

@@ -106,7 +106,8 @@ def test_a_rank_fetches_its_own_groups_alone(tmp_path, ray_cluster):
         )
 
     mine = [1, 2]
-    found = fetch(replace(batch, rows=rows(mine)), mine)
+    found, gone = fetch(replace(batch, rows=rows(mine)), mine)
+    assert gone == []
     for number, (row, whole) in enumerate(zip(found.rows, batch.rows, strict=True)):
         assert row.weights.advantage.equal(whole.weights.advantage)
         expected = (whole.payload, whole.condition) if number in mine else (None, None)

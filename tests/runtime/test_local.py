@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from percent_ray.runtime.local import Local, Thread
-from percent_ray.types import ShapedBatch
 
 
 def test_calls_are_made_one_after_the_other_and_leave_the_event_loop_free():
@@ -81,28 +80,23 @@ def test_a_call_that_nobody_waits_for_any_more_is_not_made():
 
 
 def test_the_thread_ends_with_its_owner_and_adds_as_torch_was_told_to():
-    def running() -> int:
-        return sum(t.name == "roles" for t in threading.enumerate())
-
-    before, threads = running(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     thread = Thread(5.0)
+    own = thread.wait("who", threading.current_thread)
+    assert own is not threading.current_thread()
     assert thread.wait("count", torch.get_num_threads) == 1
     torch.set_num_threads(threads)
-    assert running() == before + 1
     del thread
     gc.collect()
-    for _ in range(100):
-        if running() == before:
-            break
-        time.sleep(0.01)
-    assert running() == before
+    own.join(5)
+    assert not own.is_alive()
 
 
 def test_the_roles_of_one_process_hold_the_time_limit():
     local, hung = Local.__new__(Local), threading.Event()
     local._thread = Thread(0.1)
-    local.learner = SimpleNamespace(update=lambda batch: hung.wait(), version=3)
-    with pytest.raises(TimeoutError, match=r"^the update of step 3 was not over in 0\.1 s; set"):
-        asyncio.run(local.update(ShapedBatch(3, ())))
+    local.perception = SimpleNamespace(perceive=lambda group, pictures: hung.wait())
+    with pytest.raises(TimeoutError, match=r"^perceiving group 7 was not over in 0\.1 s; set"):
+        asyncio.run(local.perceive(SimpleNamespace(group_id=7), pictures=False))
     hung.set()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from percent_ray.runtime import placement
+from percent_ray.runtime import connection
 
 LISTENERS = """
 import asyncio
@@ -16,9 +16,9 @@ import subprocess
 import sys
 import psutil
 import ray
-from percent_ray.runtime import placement
+from percent_ray.runtime import connection
 
-placement.connect(cpus=1)
+connection.connect(cpus=1)
 assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
 
 @ray.remote
@@ -29,30 +29,30 @@ class Actor:
 ray.get(Actor.remote().port.remote())
 own = psutil.Process()
 for process in (own, *own.children(recursive=True)):
-    for connection in process.net_connections("tcp"):
-        if connection.status == "LISTEN":
-            print(process.name(), connection.laddr.ip)
+    for found in process.net_connections("tcp"):
+        if found.status == "LISTEN":
+            print(process.name(), found.laddr.ip)
 
 address = ray.get_runtime_context().gcs_address
-joining = "from percent_ray.runtime import placement; assert placement.connect()"
+joining = "from percent_ray.runtime import connection; assert connection.connect()"
 subprocess.run(
     [sys.executable, "-c", joining], env=os.environ | {"RAY_ADDRESS": address}, check=True
 )
 mine = own.children(recursive=True)
-asyncio.run(placement.leave())
+asyncio.run(connection.leave())
 print("left", [p.name() for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
 """
 
 
 def test_the_token_is_its_users_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    placement._make_token()
+    connection._make_token()
     path = tmp_path / ".ray" / "auth_token"
     token = path.read_text()
     assert len(token) == 64
     assert [stat.S_IMODE(p.stat().st_mode) for p in (path.parent, path)] == [0o700, 0o600]
     path.chmod(0o644)
-    placement._make_token()
+    connection._make_token()
     assert path.read_text() == token
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [*path.parent.iterdir()] == [path]
