@@ -103,6 +103,8 @@ class Cluster:
         """Payload and condition of those that were lost and drawn again."""
         self._version = 0
         self._control: asyncio.Task[None] | None = None
+        self._own = False
+        """Whether Ray was started for this run, and ends with it."""
         self._scaler = Scaler(
             self._watched(),
             room=lambda need: places.room(places.free(), need),
@@ -127,10 +129,11 @@ class Cluster:
         Raises ValueError, in one line, where the cluster is too small, a model's folder is bad or a
         scorer broken.
         """
-        connection.connect()
+        own = connection.connect()
         await placement.wait(recipe, say=say)
         control.write_address(run_folder)
         cluster = cls(recipe, run_folder=run_folder, resume=resume, say=say)
+        cluster._own = own
         try:
             async with asyncio.TaskGroup() as group:
                 rollout = group.create_task(cluster.rollout.ready())
@@ -316,3 +319,5 @@ class Cluster:
         self.perception.close()
         if self._watched():
             places.request([])
+        if self._own:
+            await connection.leave()

@@ -1,16 +1,23 @@
 """The cluster that a process joins, or starts: with a token, and on loopback alone."""
 
+import asyncio
 import contextlib
 import logging
 import os
 import secrets
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
+
+LEAVE_S = 10.0
+"""Longest wait for the end of the processes of a cluster that this process has started."""
 
 
 def connect(*, cpus: int | None = None) -> bool:
@@ -25,8 +32,9 @@ def connect(*, cpus: int | None = None) -> bool:
     }
     # Workers' output stays in their log files: what matters of it comes back as an error.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(**quiet)
+    if (address := os.environ.get("RAY_ADDRESS")) is not None:
+        with _on_loopback() if _is_on_loopback(address) else contextlib.nullcontext():
+            ray.init(**quiet)
         return True
     _make_token()
     with _on_loopback():
@@ -34,10 +42,24 @@ def connect(*, cpus: int | None = None) -> bool:
     return True
 
 
+def _is_on_loopback(address: str) -> bool:
+    """Whether a cluster listens on 127.0.0.1 alone: Ray would look for it at the machine's own
+    address, and wait."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdecimal():
+        return False
+    try:
+        socket.create_connection((ray.util.get_node_ip_address(), int(port)), timeout=3).close()
+    except OSError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """A cluster that is started inside listens on 127.0.0.1 alone. Ray's own switch for machines
-    that it makes no clusters of; an address that `ray.init` is given is not taken."""
+    """A cluster that is started inside listens on 127.0.0.1 alone, and such a one is joined.
+    Ray's own switch for machines that it makes no clusters of; an address that `ray.init` is given
+    is not taken."""
     name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
     given = os.environ.get(name)
     if given is None:
@@ -49,6 +71,38 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
         if given is None:
             del os.environ[name]
+
+
+async def leave() -> None:
+    """Leave the cluster. Of one that this process has started, return when none of its processes is
+    left: Ray tells them to end and does not look whether they do. One that is still there after
+    LEAVE_S is killed."""
+    left, end = _started(), time.monotonic() + LEAVE_S
+    ray.shutdown()
+    while left and time.monotonic() < end:
+        await asyncio.sleep(0.05)
+        left = [process for process in left if _runs(process)]
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _started() -> list[psutil.Process]:
+    """Ray's processes that this one has started, and theirs; none where it has joined a cluster."""
+    node: Any = worker._global_node
+    found: list[psutil.Process] = []
+    for infos in node.all_processes.values() if node else ():
+        for info in infos:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(info.process.pid)
+                found += [process, *process.children(recursive=True)]
+    return found
+
+
+def _runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _make_token() -> None:

@@ -10,7 +10,10 @@ import pytest
 from percent_ray.runtime import connection
 
 LISTENERS = """
+import asyncio
 import os
+import subprocess
+import sys
 import psutil
 import ray
 from percent_ray.runtime import connection
@@ -26,9 +29,18 @@ class Actor:
 ray.get(Actor.remote().port.remote())
 own = psutil.Process()
 for process in (own, *own.children(recursive=True)):
-    for connection in process.net_connections("tcp"):
-        if connection.status == "LISTEN":
-            print(process.name(), connection.laddr.ip)
+    for found in process.net_connections("tcp"):
+        if found.status == "LISTEN":
+            print(process.name(), found.laddr.ip)
+
+address = ray.get_runtime_context().gcs_address
+joining = "from percent_ray.runtime import connection; assert connection.connect()"
+subprocess.run(
+    [sys.executable, "-c", joining], env=os.environ | {"RAY_ADDRESS": address}, check=True
+)
+mine = own.children(recursive=True)
+asyncio.run(connection.leave())
+print("left", [p.name() for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
 """
 
 
@@ -47,13 +59,15 @@ def test_the_token_is_its_users_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray does so by itself")
-def test_every_port_is_on_loopback():
+def test_every_port_is_on_loopback_and_no_process_is_left():
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", LISTENERS], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    listening = [line.rsplit(" ", 1) for line in done.stdout.splitlines()]
+    *lines, left = done.stdout.splitlines()
+    listening = [line.rsplit(" ", 1) for line in lines]
     assert any("gcs" in name for name, _ in listening)
     elsewhere = [(n, ip) for n, ip in listening if ip.removeprefix("::ffff:") != "127.0.0.1"]
     assert elsewhere == []
+    assert left == "left []"
