@@ -199,6 +199,8 @@ def settings(workers: int, args: argparse.Namespace) -> Recipe:
         "run.steps": args.steps + 1,
         "run.checkpoint_every": args.steps + 1,
         "monitor.probe_every": 0,
+        "monitor.spaces": "[]",
+        "perceptual.measure": "false",
         "runtime.rollout": f"{{workers: {workers}, cpus: 0, gpus: 0}}",
         "runtime.perception": f"{{workers: {perception}, cpus: 0, gpus: 0}}",
         "runtime.learner": "{workers: 1, cpus: 0, gpus: 0}",

@@ -81,6 +81,8 @@ def keep(error: BaseException, folder: Path) -> None:
     a checkpoint to go on from."""
     if isinstance(error, Exception) and (written := _write(error, folder)):
         error.add_note(f"see {written}")
+    if not folder.is_dir():
+        error.add_note(f"the run's folder {folder} is gone")
     checkpoints = sorted((folder / "checkpoints").glob("step-[0-9]*"))
     if checkpoints:
         error.add_note(f"--resume {folder} goes on from {checkpoints[-1].name}")

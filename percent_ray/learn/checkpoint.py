@@ -6,6 +6,7 @@ A folder is written under a temporary name, its manifest last, synced to disk an
 disk or a hand has done to it since is found by the manifest's sizes and checksums.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,8 @@ DAMAGED = "damaged-"
 """Begins the name of a checkpoint that a resumed run has found damaged and gone behind."""
 MANIFEST = "manifest.json"
 """Size and SHA-256 of every other file of a checkpoint."""
+PROBE = 1 << 20
+"""Bytes that a disk has no room for when it is called full."""
 DRIVER = "driver.json"
 """In a checkpoint, and only there."""
 
@@ -68,8 +71,11 @@ def writing(run_folder: Path, step: int, *, keep: int) -> Iterator[Path]:
         _sync(partial)
         os.replace(partial, target)
         _sync_folder(root)
-    except BaseException:
+    except BaseException as error:
+        full = _full(partial)
         shutil.rmtree(partial, ignore_errors=True)
+        if full:  # whatever a library has made of it
+            raise OSError(full.errno, full.strerror, str(target)) from error
         raise
     for old in every(run_folder)[:-keep]:
         # Renamed first: a half-deleted checkpoint must not look like one.
@@ -192,6 +198,18 @@ def _free(path: Path) -> Path:
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free
+
+
+def _full(folder: Path) -> OSError | None:
+    """The error of writing a little into a folder, where there is no room."""
+    path = folder / "probe"
+    try:
+        path.write_bytes(bytes(PROBE))
+    except OSError as error:
+        return error if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+    finally:
+        path.unlink(missing_ok=True)
+    return None
 
 
 def _sync(folder: Path) -> None:

@@ -221,7 +221,8 @@ def _client(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
+    # What fails is told in one line of ours, and not with MLflow's traceback, too.
     for noisy in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"mlflow\.")
     return MlflowClient(tracking_uri=uri)

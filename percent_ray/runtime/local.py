@@ -29,6 +29,9 @@ from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.slots import drawn_by
 from percent_ray.types import Perception, Prompt, ShapedBatch, Trajectory, Update
 
+CLOSE_S = 30.0
+"""Longest wait for a call that nobody needs any more."""
+
 
 class Local:
     """`loop.Roles` in this process.
@@ -110,8 +113,8 @@ class Local:
         return {"rollout": 0, "perception": 0}
 
     async def close(self) -> None:
-        """End the thread after the call that it is in, which nobody waits for."""
-        self._thread.close()
+        """End the thread; nothing else outlives the call."""
+        await self._thread.close()
 
 
 class Thread:
@@ -121,10 +124,21 @@ class Thread:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
+        self._hangs = False
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         # The thread knows the queue alone: it must not hold the models of whoever has dropped them.
-        threading.Thread(target=_work, args=(self._calls,), name="roles", daemon=True).start()
-        self.close = weakref.finalize(self, self._calls.put, None)
+        self._thread = threading.Thread(
+            target=_work, args=(self._calls,), name="roles", daemon=True
+        )
+        self._thread.start()
+        self._end = weakref.finalize(self, self._calls.put, None)
+
+    async def close(self) -> None:
+        """End the thread behind the call that it is in. Waits for that, unless the call hangs: a
+        process that ends with a thread inside torch may be aborted."""
+        self._end()
+        if not self._hangs:
+            await asyncio.to_thread(self._thread.join, CLOSE_S)
 
     async def call(self, what: str, function: Callable[[], Any]) -> Any:
         """The result of `function()`, which the thread calls when its turn comes."""
@@ -147,6 +161,7 @@ class Thread:
             raise self._late(what, call) from None
 
     def _late(self, what: str, call: "_Call") -> BaseException:
+        self._hangs = not call.done.done()
         own = call.done.exception() if call.done.done() else None
         return own or TimeoutError(
             f"{what} was not over in {self._timeout_s:g} s; set runtime.timeout_s higher, or look "

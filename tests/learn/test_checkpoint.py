@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -165,3 +166,17 @@ def test_foreign_and_empty_folders_are_no_checkpoints(tmp_path):
     ]
     damage(found, "torn")
     assert resumable(tmp_path)[0] is None
+
+
+def test_a_full_disk_is_named_whatever_a_library_makes_of_it(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+
+    def no_room(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", no_room)
+    monkeypatch.setattr("percent_ray.learn.checkpoint.PROBE", 1)
+    with pytest.raises(OSError, match="No space left") as caught, writing(tmp_path, 2, keep=2):
+        raise RuntimeError("unexpected pos 270400 vs 270292")
+    assert caught.value.filename == str(tmp_path / "checkpoints" / "step-00000002")
+    assert names(tmp_path) == ["step-00000001"]
