@@ -5,8 +5,10 @@ that is not finite is written as null and read back as NaN. A step may have seve
 has its own; a resumed run repeats steps that its checkpoint lacked): the later value counts.
 """
 
+import errno
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,12 +32,18 @@ class History:
             self._file.write("\n")
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of one step."""
+        """Write the metrics of one step. Raises OSError, with the path, where that cannot be done:
+        the disk is full, or the file was deleted, which a write into it would not tell."""
         values = {k: float(v) if math.isfinite(v) else None for k, v in metrics.items()}
         line = {"step": step, "time": round(time.time(), 3), "metrics": values}
         with self._one:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps(line) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            if not os.fstat(self._file.fileno()).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "it was deleted", str(self.path))
 
     def close(self) -> None:
         self._file.close()

@@ -1,5 +1,8 @@
 import json
 import math
+from pathlib import Path
+
+import pytest
 
 from percent_ray.monitor.history import History, read
 
@@ -31,3 +34,19 @@ def test_a_line_that_a_kill_tore_is_passed_over_and_does_not_spoil_the_next(tmp_
         file.write('{"step": 1, "metr')
     History(path).append(1, {"a": 2.0})
     assert read(path) == {0: {"a": 1.0}, 1: {"a": 2.0}}
+
+
+def test_a_file_that_was_deleted_is_told(tmp_path):
+    history = History(tmp_path / "run" / "metrics.jsonl")
+    history.append(0, {"a": 1.0})
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="it was deleted") as caught:
+        history.append(1, {"a": 1.0})
+    assert caught.value.filename == str(tmp_path / "run" / "metrics.jsonl")
+
+
+def test_a_full_disk_names_the_file():
+    history = History(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left") as caught:
+        history.append(0, {"a": 1.0})
+    assert caught.value.filename == "/dev/full"
