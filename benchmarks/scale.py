@@ -61,6 +61,8 @@ LORA = 18_776_064
 class StandIn:
     """A worker without a model."""
 
+    perceive_s = 0.0
+
     def __init__(self, recipe: Recipe, worker: str) -> None:
         self.worker, self.images = worker, recipe.sampling.group_size
         self.table = table(self.images) if worker.startswith("rollout") else None
@@ -91,7 +93,7 @@ class Perceive(StandIn):
     def judge(self, group: Trajectory, payload: pa.Table, *, pictures: bool) -> Perception:
         start = time.time()
         assert payload.num_rows == self.images
-        time.sleep(PERCEIVE_S)
+        time.sleep(self.perceive_s)
         rewards = np.random.default_rng(group.group_id).random(self.images, np.float32)
         return Perception(
             group_id=group.group_id,
@@ -190,14 +192,14 @@ class Record:
             await asyncio.sleep(1)
 
 
-def settings(workers: int, args: argparse.Namespace) -> Recipe:
-    perception = math.ceil(workers * PERCEIVE_S / SAMPLE_S / AHEAD)
+def settings(workers: int, *, steps: int, images: int, perceive_s: float) -> Recipe:
+    perception = math.ceil(workers * perceive_s / SAMPLE_S / AHEAD)
     changes = {
         "method.name": "flow_grpo",
-        "sampling.group_size": args.images,
+        "sampling.group_size": images,
         "data.groups_per_step": 2 * workers,
-        "run.steps": args.steps + 1,
-        "run.checkpoint_every": args.steps + 1,
+        "run.steps": steps + 1,
+        "run.checkpoint_every": steps + 1,
         "monitor.probe_every": 0,
         "monitor.spaces": "[]",
         "perceptual.measure": "false",
@@ -238,15 +240,21 @@ def between(spans: Sequence[Span]) -> float:
     return statistics.median(gaps)
 
 
-def measure(workers: int, args: argparse.Namespace) -> dict[str, Any]:
-    recipe, record = settings(workers, args), Record()
-    groups = recipe.data.groups_per_step
+def measure(
+    workers: int, *, steps: int, images: int, store_gb: float, perceive_s: float = PERCEIVE_S
+) -> dict[str, Any]:
+    """What `workers` rollout actors reach, in a cluster of its own."""
+    recipe = settings(workers, steps=steps, images=images, perceive_s=perceive_s)
+    record, groups = Record(), recipe.data.groups_per_step
     Group.update_s = AHEAD * groups * SAMPLE_S / workers
+    kind = type("Perceive", (Perceive,), {"perceive_s": perceive_s})
+    cluster.RolloutActor, cluster.PerceptionActor = Rollout, kind
+    cluster.LearnerGroup = Group
     ranks = math.ceil(groups * UPDATE_S / Group.update_s)
     ray.init(
         "local",
         num_cpus=2,
-        object_store_memory=int(args.store_gb * 1e9),
+        object_store_memory=int(store_gb * 1e9),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -272,7 +280,8 @@ def measure(workers: int, args: argparse.Namespace) -> dict[str, Any]:
         "workers": workers,
         "perception_workers": recipe.runtime.perception.workers,
         "learner_ranks": ranks,
-        "group_mb": round(table(args.images).nbytes / 1e6, 1),
+        "group_mb": round(table(images).nbytes / 1e6, 1),
+        "step_s": round(step_s, 3),
         "groups_per_s": round(rate, 3),
         "ideal": round(ideal, 3),
         "of_ideal": round(rate / ideal, 3),
@@ -290,10 +299,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=24, help="of a group")
     parser.add_argument("--store-gb", type=float, default=12.0, help="of the object store")
     args = parser.parse_args()
-    cluster.RolloutActor, cluster.PerceptionActor = Rollout, Perceive
-    cluster.LearnerGroup = Group
     for workers in args.workers:
-        print(json.dumps(measure(workers, args)), flush=True)
+        found = measure(workers, steps=args.steps, images=args.images, store_gb=args.store_gb)
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,12 @@ def _smaller(
             # As it is written, and of cards whole ones.
             value = math.floor(amount * 100) / 100 if amount < 1 else float(math.floor(amount))
             less = role.model_copy(update={FIELDS[resource]: value})
-            if 0 < value < getattr(role, FIELDS[resource]) and _fits(machines, [*placed, less]):
+            enough = value > 0 or resource == "GPU"  # which a role can do without
+            if (
+                enough
+                and value < getattr(role, FIELDS[resource])
+                and _fits(machines, [*placed, less])
+            ):
                 yield f"set runtime.{name}.{FIELDS[resource]} {value:g}"
 
 

@@ -17,7 +17,6 @@ from percent_ray.recipe.tree import Recipe
 from percent_ray.runtime.cluster import Cluster
 from tests.end_to_end import world as worlds
 
-CLOCKS = ("time/", "throughput/", "queue/", "pool/")
 CARD = {"num_cpus": 1, "num_gpus": 1}
 """A machine with a place for one that samples: there are no such cards, and nothing uses them."""
 SAID = {
@@ -62,7 +61,7 @@ def recipe(world: Path, folder: Path, name: str) -> Recipe:
 
 def metrics(run: Path) -> dict[int, dict[str, float]]:
     return {
-        step: {name: value for name, value in values.items() if not name.startswith(CLOCKS)}
+        step: {name: value for name, value in values.items() if not name.startswith(worlds.CLOCKS)}
         for step, values in history.read(run / "metrics.jsonl").items()
     }
 

@@ -281,7 +281,9 @@ def test_a_cluster_that_is_too_small_is_one_clear_error(world, tmp_path, ray_clu
     from percent_ray.runtime.cluster import Cluster
 
     recipe = worlds.recipe(world, tmp_path, rollout=Role(workers=3, cpus=0.1, gpus=1))
-    with pytest.raises(ValueError, match=r"runtime\.rollout: 3 workers x 1 GPU = 3 asked, 0 of 0"):
+    with pytest.raises(
+        ValueError, match=r"runtime\.rollout: 3 workers x 0.1 CPU and 1 GPU asked, none of them"
+    ):
         asyncio.run(start(Cluster, recipe, tmp_path))
 
 

@@ -17,7 +17,6 @@ from percent_ray.runtime.cluster import Cluster
 from tests.end_to_end import world as worlds
 
 ROOT = Path(__file__).parents[2]
-CLOCKS = ("time/", "throughput/", "queue/", "pool/")
 SIZES = {1: (3, 2), 3: (1, 1), 4: (2, 2), 6: (1, 1)}
 """Workers of rollout and perception, asked for in the update of a step."""
 
@@ -33,7 +32,7 @@ def recipe(world: Path, folder: Path, name: str) -> Recipe:
 
 def metrics(run: Path) -> dict[int, dict[str, float]]:
     return {
-        step: {name: value for name, value in values.items() if not name.startswith(CLOCKS)}
+        step: {name: value for name, value in values.items() if not name.startswith(worlds.CLOCKS)}
         for step, values in history.read(run / "metrics.jsonl").items()
     }
 

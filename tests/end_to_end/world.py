@@ -23,6 +23,8 @@ from tests import tiny
 from tests.fakes import FakeObserver
 
 THIRD = Role(cpus=0.3, gpus=0)
+CLOCKS = ("time/", "throughput/", "queue/", "pool/")
+"""Begin the names of what differs between two runs of one recipe."""
 
 
 def build(folder: Path) -> Path:
@@ -121,8 +123,7 @@ async def train(recipe: Recipe, roles: Any) -> FakeObserver:
 
 def numbers(observer: FakeObserver) -> list[dict[str, float]]:
     """The metrics of every step that are not about time."""
-    clocks = ("time/", "throughput/", "queue/")
     return [
-        {name: value for name, value in metrics.items() if not name.startswith(clocks)}
+        {name: value for name, value in metrics.items() if not name.startswith(CLOCKS)}
         for _, metrics, _ in observer.steps
     ]

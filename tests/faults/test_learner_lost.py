@@ -20,7 +20,6 @@ from tests.end_to_end import world as worlds
 
 STEPS = 5
 """With a checkpoint every 2: step 4 of them is behind the second."""
-CLOCKS = ("time/", "throughput/", "queue/")
 
 
 class Loss(NamedTuple):
@@ -52,7 +51,7 @@ def recipe(world: Path, folder: Path, name: str, stage: int) -> Recipe:
 
 def metrics(run: Path) -> dict[int, dict[str, float]]:
     return {
-        step: {name: value for name, value in values.items() if not name.startswith(CLOCKS)}
+        step: {name: value for name, value in values.items() if not name.startswith(worlds.CLOCKS)}
         for step, values in history.read(run / "metrics.jsonl").items()
     }
 

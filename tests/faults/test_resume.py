@@ -35,7 +35,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def metrics(run: Path) -> dict[int, dict[str, float]]:
-    clocks = ("time/", "throughput/", "queue/", "probe/")
+    clocks = (*worlds.CLOCKS, "probe/")
     return {
         step: {name: value for name, value in values.items() if not name.startswith(clocks)}
         for step, values in history.read(run / "metrics.jsonl").items()
