@@ -23,6 +23,7 @@ from ray.exceptions import (
 )
 
 from percent_ray.recipe.errors import first_line
+from percent_ray.runtime import logs
 
 DEATHS = 3
 """Workers that one call, or one place, may lose: what ends them all would end the next one too."""
@@ -296,7 +297,9 @@ class Pool:
                 turn.set_exception(error)
 
     def _gone(self, what: str, error: RayError) -> ConnectionError:
-        return ConnectionError(f"{self.name} actors: {what}; the last: {_cause(error)}")
+        log = logs.last_lines(str(error))
+        words = [f"{self.name} actors: {what}", *filter(None, [log]), f"the last: {_cause(error)}"]
+        return ConnectionError("; ".join(words))
 
     async def _within(self, work: Any) -> Any:
         try:
