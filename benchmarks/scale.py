@@ -1,6 +1,6 @@
 """How far rollout scales: groups a second of 1, 4, 16 and 64 rollout actors against the ideal.
 
-    python benchmarks/scale.py [--workers 1 4 16 64] [--steps 5] [--images 24] [--store-gb 12]
+    python benchmarks/scale.py [--workers 1 4 16 64] [--steps 5] [--images 24] [--store-gb 11]
 
 The loop, the driver's cluster with its pools and slots, Ray, its object store and the Arrow tables
 are the real ones, and so are the tables' sizes: SD3.5-M at 512 pixels, 63 MB a group of 24. Only
@@ -26,7 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -51,8 +51,12 @@ SAMPLE_S, PERCEIVE_S, UPDATE_S = (
     BASELINE["update_s"],
 )
 """Of a group of 24, on one H100."""
-AHEAD = 0.8
-"""Of the time that sampling takes, what perception and the learner need: they keep up."""
+GROUPS = 1.5
+"""In a step, for each rollout worker."""
+PERCEIVES, LEARNS = 0.8, 0.25
+"""Of the time that a step's sampling takes, what perception and an update need. A step is complete
+when its last group is drawn, a whole group's time after that one was begun: what is left of a step
+until no group of the next one is left to begin is the update's."""
 STEPS = 9
 LORA = 18_776_064
 """Trained weights of SD3.5-M's LoRA of rank 32, float32."""
@@ -65,8 +69,9 @@ class StandIn:
 
     def __init__(self, recipe: Recipe, worker: str) -> None:
         self.worker, self.images = worker, recipe.sampling.group_size
-        self.table = table(self.images) if worker.startswith("rollout") else None
+        self.workers = recipe.runtime.rollout.workers
         self.condition = arrow.pack({"prompt": torch.zeros(333, 4096).half()})
+        self.begun = False
 
     def ready(self) -> list[str]:
         return []
@@ -76,9 +81,22 @@ class StandIn:
 
 
 class Rollout(StandIn):
+    """Actors begin one after the other: in step, 64 of them would copy on two cores at once what 64
+    machines copy each for itself."""
+
+    tables: ClassVar[list[ray.ObjectRef]] = []
+    """The table of a group, once: each draw writes a copy of it into the object store."""
+
+    def ready(self) -> list[str]:
+        self.table = ray.get(self.tables[0])
+        return []
+
     def draw(
         self, group_id: int, prompt: Prompt, version: int, *weights: Any
     ) -> tuple[Trajectory, pa.Table | None, pa.Table]:
+        if not self.begun:
+            time.sleep(SAMPLE_S * int(self.worker.split("-")[1]) / self.workers)
+            self.begun = True
         start = time.time()
         time.sleep(SAMPLE_S)
         ones = np.ones(STEPS, np.float32)
@@ -193,11 +211,11 @@ class Record:
 
 
 def settings(workers: int, *, steps: int, images: int, perceive_s: float) -> Recipe:
-    perception = math.ceil(workers * perceive_s / SAMPLE_S / AHEAD)
+    perception = math.ceil(workers * perceive_s / SAMPLE_S / PERCEIVES)
     changes = {
         "method.name": "flow_grpo",
         "sampling.group_size": images,
-        "data.groups_per_step": 2 * workers,
+        "data.groups_per_step": math.ceil(GROUPS * workers),
         "run.steps": steps + 1,
         "run.checkpoint_every": steps + 1,
         "monitor.probe_every": 0,
@@ -246,10 +264,7 @@ def measure(
     """What `workers` rollout actors reach, in a cluster of its own."""
     recipe = settings(workers, steps=steps, images=images, perceive_s=perceive_s)
     record, groups = Record(), recipe.data.groups_per_step
-    Group.update_s = AHEAD * groups * SAMPLE_S / workers
-    kind = type("Perceive", (Perceive,), {"perceive_s": perceive_s})
-    cluster.RolloutActor, cluster.PerceptionActor = Rollout, kind
-    cluster.LearnerGroup = Group
+    Group.update_s = LEARNS * groups * SAMPLE_S / workers
     ranks = math.ceil(groups * UPDATE_S / Group.update_s)
     ray.init(
         "local",
@@ -259,6 +274,12 @@ def measure(
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    kinds = [
+        type("Rollout", (Rollout,), {"tables": [ray.put(table(images))]}),
+        type("Perceive", (Perceive,), {"perceive_s": perceive_s}),
+    ]
+    cluster.RolloutActor, cluster.PerceptionActor = kinds
+    cluster.LearnerGroup = Group
     try:
         with tempfile.TemporaryDirectory() as folder:
             asyncio.run(train(recipe, record, Path(folder)))
@@ -297,7 +318,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--steps", type=int, default=5, help="measured steps, behind a first one")
     parser.add_argument("--images", type=int, default=24, help="of a group")
-    parser.add_argument("--store-gb", type=float, default=12.0, help="of the object store")
+    parser.add_argument("--store-gb", type=float, default=11.0, help="of the object store")
     args = parser.parse_args()
     for workers in args.workers:
         found = measure(workers, steps=args.steps, images=args.images, store_gb=args.store_gb)

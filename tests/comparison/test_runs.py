@@ -88,7 +88,7 @@ def made(folder: Path) -> list[int]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.study
 def test_runs_stop_after_a_step_go_on_where_they_stopped_and_are_judged_once(path, cluster):
     plan = plans.load(path, ["--run.steps", "400"])
     assert left(plan) == [("base", 0), ("flow_grpo", 1), ("broken", 1)]

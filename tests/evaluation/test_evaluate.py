@@ -75,6 +75,7 @@ def straight(tmp_path_factory):
     return folder / "eval"
 
 
+@pytest.mark.study
 def test_killed_and_gone_on_with_it_is_the_straight_one(straight, tmp_path):
     """Bit for bit, and what was on disk is not done again."""
     rows, folder = written(tmp_path), tmp_path / "eval"

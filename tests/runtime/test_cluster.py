@@ -33,7 +33,8 @@ class Watched(Cluster):
         return update
 
 
-@pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.study), 1])
+@pytest.mark.study
+@pytest.mark.parametrize("staleness", [0, 1])
 def test_weights_are_kept_until_their_groups_are_learned_from(
     world, tmp_path, ray_cluster, staleness
 ):
