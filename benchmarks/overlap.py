@@ -13,7 +13,7 @@ Flow-GRPO perceives finished images only, PEC every scored step too (`perceive_s
 each with as many perception workers as keep up. The loop, the cluster, the pools and the tables are
 the real ones.
 
-Each runs both sides in one call, in turns, and prints one JSON line with the ratio.
+Each runs its sides in one call, one after the other, and prints one JSON line with the ratio.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """How far rollout scales: groups a second of 1, 4, 16 and 64 rollout actors against the ideal.
 
-    python benchmarks/scale.py [--workers 1 4 16 64] [--steps 5] [--images 24] [--store-gb 11]
+    python benchmarks/scale.py [--workers 1 4 16 64] [--steps 5] [--images 24] [--store-gb 15]
 
 The loop, the driver's cluster with its pools and slots, Ray, its object store and the Arrow tables
 are the real ones, and so are the tables' sizes: SD3.5-M at 512 pixels, 63 MB a group of 24. Only
@@ -24,9 +24,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import psutil
@@ -39,8 +40,9 @@ from percent_ray.data import arrow
 from percent_ray.data.prompts import PromptStream
 from percent_ray.loop import Loop, Progress
 from percent_ray.recipe import load as recipes
-from percent_ray.recipe.tree import Recipe
+from percent_ray.recipe.tree import Recipe, Role
 from percent_ray.runtime import cluster, rank
+from percent_ray.runtime.pool import Pool
 from percent_ray.types import Perception, Prompt, ShapedBatch, Span, Trajectory, Update
 
 HERE = Path(__file__).parent
@@ -63,15 +65,10 @@ LORA = 18_776_064
 
 
 class StandIn:
-    """A worker without a model."""
+    """A worker without a model, and without torch: 64 of them have to fit into one machine."""
 
-    perceive_s = 0.0
-
-    def __init__(self, recipe: Recipe, worker: str) -> None:
-        self.worker, self.images = worker, recipe.sampling.group_size
-        self.workers = recipe.runtime.rollout.workers
-        self.condition = arrow.pack({"prompt": torch.zeros(333, 4096).half()})
-        self.begun = False
+    def __init__(self, worker: str, workers: int, settings: Mapping[str, Any]) -> None:
+        self.worker, self.workers, self.settings = worker, workers, settings
 
     def ready(self) -> list[str]:
         return []
@@ -84,11 +81,9 @@ class Rollout(StandIn):
     """Actors begin one after the other: in step, 64 of them would copy on two cores at once what 64
     machines copy each for itself."""
 
-    tables: ClassVar[list[ray.ObjectRef]] = []
-    """The table of a group, once: each draw writes a copy of it into the object store."""
-
     def ready(self) -> list[str]:
-        self.table = ray.get(self.tables[0])
+        self.table, self.condition = ray.get(self.settings["tables"])
+        self.begun = False
         return []
 
     def draw(
@@ -110,14 +105,14 @@ class Rollout(StandIn):
 class Perceive(StandIn):
     def judge(self, group: Trajectory, payload: pa.Table, *, pictures: bool) -> Perception:
         start = time.time()
-        assert payload.num_rows == self.images
-        time.sleep(self.perceive_s)
-        rewards = np.random.default_rng(group.group_id).random(self.images, np.float32)
+        images = payload.num_rows
+        time.sleep(self.settings["perceive_s"])
+        rewards = np.random.default_rng(group.group_id).random(images, np.float32)
         return Perception(
             group_id=group.group_id,
             rewards={"pickscore": rewards},
             log_p_perc={},
-            log_p_policy=np.zeros((self.images, STEPS), np.float32),
+            log_p_policy=np.zeros((images, STEPS), np.float32),
             features={},
             variance={},
             thumbnails=None,
@@ -150,6 +145,22 @@ class Learner:
         _, checksum, weights = self.publish()
         metrics = {"fetch_s": fetch_s, "publish_s": time.time() - start}
         return Update(batch.version + 1, metrics, span), checksum, weights
+
+
+def pool(
+    settings: Mapping[str, Any], _: type, recipe: Recipe, role: Role, *, name: str, say: Any
+) -> Pool:
+    """In the place of the cluster's own: the same pool, of stand-ins."""
+    kind: Any = ray.remote(num_cpus=0)({"rollout": Rollout, "perception": Perceive}[name])
+    return Pool(
+        lambda number: kind.remote(f"{name}-{number}", role.workers, settings),
+        role.workers,
+        name=name,
+        inflight=recipe.runtime.inflight,
+        timeout_s=recipe.runtime.timeout_s,
+        setting="runtime.timeout_s",
+        say=say,
+    )
 
 
 class Group:
@@ -253,7 +264,8 @@ def between(spans: Sequence[Span]) -> float:
     """Median seconds from a rollout actor's end of a group to its begin of the next."""
     gaps: list[float] = []
     for worker in {span.worker for span in spans if span.stage == "sample"}:
-        own = sorted((s for s in spans if s.worker == worker), key=lambda span: span.start)
+        drawn = [s for s in spans if (s.stage, s.worker) == ("sample", worker)]
+        own = sorted(drawn, key=lambda span: span.start)
         gaps += [after.start - before.stop for before, after in pairwise(own)]
     return statistics.median(gaps)
 
@@ -274,11 +286,9 @@ def measure(
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
-    kinds = [
-        type("Rollout", (Rollout,), {"tables": [ray.put(table(images))]}),
-        type("Perceive", (Perceive,), {"perceive_s": perceive_s}),
-    ]
-    cluster.RolloutActor, cluster.PerceptionActor = kinds
+    condition = arrow.pack({"prompt": torch.zeros(333, 4096).half()})
+    tables = [ray.put(table(images)), ray.put(condition)]
+    cluster._pool = partial(pool, {"tables": tables, "perceive_s": perceive_s})
     cluster.LearnerGroup = Group
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -318,7 +328,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--steps", type=int, default=5, help="measured steps, behind a first one")
     parser.add_argument("--images", type=int, default=24, help="of a group")
-    parser.add_argument("--store-gb", type=float, default=11.0, help="of the object store")
+    parser.add_argument("--store-gb", type=float, default=15.0, help="of the object store")
     args = parser.parse_args()
     for workers in args.workers:
         found = measure(workers, steps=args.steps, images=args.images, store_gb=args.store_gb)

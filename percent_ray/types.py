@@ -9,12 +9,13 @@ sampled, perceived, retried, dropped and learned from as a whole.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from percent_ray.objective.grpo import Weights
+if TYPE_CHECKING:  # torch takes half a gigabyte and seconds, and who moves metadata needs none
+    from percent_ray.objective.grpo import Weights
 
 Ref = Any
 """A handle to an Arrow table: a `ray.ObjectRef` in the Ray runtime, the table itself in one
@@ -104,7 +105,7 @@ class ShapedRow:
     payload: Ref
     """None, like the condition, on a learner rank that takes no image of the group."""
     condition: Ref
-    weights: Weights
+    weights: "Weights"
     """Every weight float32 [K, S], or [K, 1] in the forward process, on the CPU."""
 
 
