@@ -41,8 +41,9 @@ class Roles(Protocol):
         """From now on groups may be sampled under `version`."""
         ...
 
-    async def save(self, folder: Path) -> None:
-        """Write weights, optimizer and EMA into `folder`."""
+    async def save(self, folder: Path, oldest: int) -> None:
+        """Write weights, optimizer and EMA into `folder`, and the weights that groups were drawn by
+        of the versions `oldest` and later."""
         ...
 
     def queued(self) -> Mapping[str, int]:
@@ -73,7 +74,7 @@ class Progress:
     version: int = 0
     shape_state: State = field(default_factory=dict)
     oldest: int | None = None
-    """The first version whose weights are there to draw by; None: this one."""
+    """The first version whose weights the next groups are drawn by; None: this one."""
 
 
 Checkpoint = Callable[[Progress], Any]
@@ -149,7 +150,7 @@ class Loop:
         published = time.time()
         await self.roles.publish(update.version)
         self._slots.publish(update.version)
-        self.progress = Progress(update.version, state)
+        self.progress = Progress(update.version, state, self._slots.drawn_by(update.version))
         spans = [
             *(span for group in groups for span in (group[0].span, group[1].span)),
             shaped,

@@ -20,7 +20,6 @@ from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.recipe.errors import short
 from percent_ray.recipe.process import notes
 from percent_ray.recipe.tree import Recipe
-from percent_ray.slots import drawn_by
 from percent_ray.types import Prompt
 
 
@@ -148,16 +147,15 @@ class _Checkpoint:
 
     async def __call__(self, progress: Progress) -> None:
         run = self._recipe.run
+        oldest = progress.version if progress.oldest is None else progress.oldest
         state = checkpoint.DriverState(
             version=progress.version,
             shape_state=progress.shape_state,
             mlflow_run_id=self._tracker.run_id,
-            oldest=drawn_by(
-                progress.version, self._recipe.runtime.max_staleness, run.checkpoint_every
-            ),
+            oldest=oldest,
         )
         with checkpoint.writing(self._folder, progress.version, keep=run.keep_checkpoints) as aside:
-            await self._roles.save(aside)
+            await self._roles.save(aside, oldest)
             checkpoint.write_state(aside, state, self._recipe)
         last = checkpoint.latest(self._folder)
         assert last is not None

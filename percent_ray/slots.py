@@ -70,23 +70,18 @@ class Slots:
 
     def acquire(self) -> Iterator[Slot]:
         """Every slot that is free now."""
-        while self._next_step < self.steps and self._drawn_by(self._next_step) <= self.version:
+        while self._next_step < self.steps and self.drawn_by(self._next_step) <= self.version:
             step = self._next_step
             self._next_step += 1
             for group_id in self.groups(step):
-                yield Slot(group_id, self._drawn_by(step))
+                yield Slot(group_id, self.drawn_by(step))
 
     def publish(self, version: int) -> None:
         """Version `version` is out: the slots of step `version` - 1 are free."""
         assert version == self.version + 1, f"version {version} after {self.version}"
         self.version = version
 
-    def _drawn_by(self, step: int) -> int:
-        """Of those whose weights are there."""
-        return max(drawn_by(step, self.max_staleness, self.checkpoint_every), self._oldest)
-
-
-def drawn_by(step: int, max_staleness: int, checkpoint_every: int) -> int:
-    """The version that draws the groups of a step in a straight run: max_staleness back, and not
-    behind the last checkpoint."""
-    return max(step - max_staleness, step - step % checkpoint_every)
+    def drawn_by(self, step: int) -> int:
+        """The version that draws the groups of a step: `max_staleness` back, not behind the last
+        checkpoint, and of those whose weights are there."""
+        return max(step - self.max_staleness, step - step % self.checkpoint_every, self._oldest)

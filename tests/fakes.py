@@ -78,7 +78,7 @@ class FakeRoles:
     async def publish(self, version: int) -> None:
         self.published.append(version)
 
-    async def save(self, folder: Path) -> None:
+    async def save(self, folder: Path, oldest: int) -> None:
         self.saved.append(folder)
 
     def queued(self) -> Mapping[str, int]:

@@ -1,6 +1,6 @@
 import pytest
 
-from percent_ray.slots import Slots, drawn_by
+from percent_ray.slots import Slots
 
 
 def drawn(slots: Slots) -> list[tuple[int, int]]:
@@ -61,7 +61,7 @@ def test_slots_resumed_between_two_checkpoints_draw_by_the_straight_run_s_versio
     for step in range(12):
         straight |= dict(drawn(slots))
         slots.publish(step + 1)
-    oldest = drawn_by(stopped, staleness, 4)
+    oldest = slots.drawn_by(stopped)
     slots = Slots(**settings, steps=12, version=stopped, oldest=oldest)
     for step in range(stopped, 12):
         resumed |= dict(drawn(slots))
@@ -88,3 +88,10 @@ def test_resumed_slots_continue_as_if_the_run_had_not_stopped(staleness: int):
     straight = versions(0, 12)
     resumed = versions(8, 12)
     assert resumed == {group: v for group, v in straight.items() if group >= 16}
+
+
+def test_weights_that_are_not_there_draw_nothing():
+    """A run that is resumed with other settings than it was stopped under."""
+    slots = Slots(groups_per_step=1, max_staleness=3, checkpoint_every=9, steps=8, version=5)
+    assert drawn(slots) == [(5, 5), (6, 5), (7, 5)]
+    assert slots.drawn_by(6) == 5

@@ -45,7 +45,7 @@ class DriverState:
     mlflow_run_id: str | None
     """The run that a resumed one continues."""
     oldest: int
-    """The first version that the next groups are drawn by (`slots.drawn_by`). Where it is before
+    """The first version that the next groups are drawn by (`Slots.drawn_by`). Where it is before
     `version`, the weights of the versions between are in the checkpoint: `learn/older.py`."""
 
 

@@ -21,7 +21,6 @@ from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.pool import Pool
 from percent_ray.runtime.rank import Lost
 from percent_ray.runtime.scaling import Scaler, Watched
-from percent_ray.slots import drawn_by
 from percent_ray.types import (
     LearnerLost,
     Perception,
@@ -296,13 +295,13 @@ class Cluster:
         _, checksum, weights = await self.learner.order("publish")
         self._remember(version, checksum, weights)
 
-    async def save(self, folder: Path) -> None:
+    async def save(self, folder: Path, oldest: int) -> None:
         start = time.monotonic()
         await self.learner.order("save", folder=str(folder.absolute()))
-        version, runtime = max(self._weights), self._recipe.runtime
-        first = drawn_by(version, runtime.max_staleness, self._recipe.run.checkpoint_every)
         write = ray.remote(older.write).options(num_cpus=0, scheduling_strategy=placement.here())
-        for before in range(max(first, 1), version):  # version 0 is what every actor has loaded
+        for before in range(
+            max(oldest, 1), max(self._weights)
+        ):  # version 0 is what every actor has loaded
             await write.remote(folder.absolute(), before, self._weights[before][1])
         self._scaler.away(time.monotonic() - start)
 

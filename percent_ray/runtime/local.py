@@ -26,7 +26,6 @@ from percent_ray.recipe.tree import Recipe
 from percent_ray.roles.learner import Learner
 from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.roles.rollout import RolloutWorker
-from percent_ray.slots import drawn_by
 from percent_ray.types import Perception, Prompt, ShapedBatch, Trajectory, Update
 
 CLOSE_S = 30.0
@@ -99,14 +98,12 @@ class Local:
     async def publish(self, version: int) -> None:
         assert version == self.learner.version
 
-    async def save(self, folder: Path) -> None:
-        await self._thread.call("writing a checkpoint", lambda: self._save(folder))
+    async def save(self, folder: Path, oldest: int) -> None:
+        await self._thread.call("writing a checkpoint", lambda: self._save(folder, oldest))
 
-    def _save(self, folder: Path) -> None:
+    def _save(self, folder: Path, oldest: int) -> None:
         self.learner.save(folder)
-        version, runtime = self.learner.version, self.recipe.runtime
-        first = drawn_by(version, runtime.max_staleness, self.recipe.run.checkpoint_every)
-        for before in range(first, version):
+        for before in range(oldest, self.learner.version):
             older.write(folder, before, self._older[before])
 
     def queued(self) -> Mapping[str, int]:
