@@ -113,6 +113,14 @@ def end(error: BaseException, *, stopped: str = "") -> NoReturn:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends at once while something is imported: there is nothing to undo, and a module that tries
+    an import may take the exception for that import's."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            with contextlib.suppress(OSError):
+                print("stopped by SIGTERM", file=sys.stderr, flush=True)
+            os._exit(143)
+        frame = frame.f_back
     raise Stopped
 
 

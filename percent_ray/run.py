@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,16 @@ def train(recipe: Recipe, *, resume: Path | None = None) -> Path:
     """
     prompts, probes = of_recipe(recipe)
     folder = resume or _new_folder(Path(recipe.run.folder), recipe.run.name)
+    signals: list[signal.Signals] = []
     with lock.held(folder):
         try:
-            asyncio.run(_train(recipe, folder.resolve(), prompts, probes, resuming=bool(resume)))
+            training = _train(recipe, folder.resolve(), prompts, probes, resuming=bool(resume))
+            asyncio.run(_ended_by_signals(training, signals))
         except BaseException as error:
+            if signals and isinstance(error, asyncio.CancelledError):
+                error = job.Stopped() if signals[0] == signal.SIGTERM else KeyboardInterrupt()
             job.keep(error, folder.resolve())
-            raise
+            raise error
     return folder
 
 
@@ -194,6 +198,22 @@ def _cut(recipe: Recipe, prompts: Sequence[Prompt]) -> list[str]:
         for name, cut in found.items()
         if cut.prompts
     ]
+
+
+async def _ended_by_signals(training: Coroutine[Any, Any, None], got: list[signal.Signals]) -> None:
+    """Before there is a step to finish, SIGTERM and Ctrl-C cancel the run, so that it ends what it
+    has started; `got` is told. An exception that a handler raises may be lost in a library."""
+    running, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def end(number: signal.Signals) -> None:
+        got.append(number)
+        running.remove_signal_handler(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, end, number)
+    await training
 
 
 def _stop_on_signals(loop: Loop) -> None:

@@ -5,8 +5,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,15 @@ def connect(*, cpus: int | None = None) -> bool:
     the machine's cores or `cpus`. Returns whether it did; False where this process has one."""
     if ray.is_initialized():
         return False
+    before = signal.getsignal(signal.SIGTERM)
+    _connect(cpus)
+    # Ray puts its own in the place of ours, and that one aborts a process inside Ray's C++.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+    return True
+
+
+def _connect(cpus: int | None) -> None:
     own: dict[str, Any] = {
         "address": "local",  # not one that happens to run on this machine
         "num_cpus": cpus,
@@ -35,11 +46,10 @@ def connect(*, cpus: int | None = None) -> bool:
     if (address := os.environ.get("RAY_ADDRESS")) is not None:
         with _on_loopback() if _is_on_loopback(address) else contextlib.nullcontext():
             ray.init(**quiet)
-        return True
+        return
     _make_token()
     with _on_loopback():
         ray.init(**quiet, **own)
-    return True
 
 
 def _is_on_loopback(address: str) -> bool:
