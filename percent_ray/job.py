@@ -62,7 +62,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None], *, stopped: str = "") -> None:
     """Do `main`. Where it fails or is stopped, prints one line, and exits with its code; `stopped`
     says what is true then, such as "the same command goes on from here"."""
-    signal.signal(signal.SIGTERM, _terminate)
+    _take_signals()
     try:
         main()
         sys.stdout.flush()
@@ -72,7 +72,7 @@ def run(main: Callable[[], None], *, stopped: str = "") -> None:
 
 def catch() -> None:
     """The same for a file that is its own main: from here on, its imports among it."""
-    signal.signal(signal.SIGTERM, _terminate)
+    _take_signals()
     sys.excepthook = lambda kind, error, trace: end(error)
 
 
@@ -110,6 +110,12 @@ def end(error: BaseException, *, stopped: str = "") -> NoReturn:
         2 if _is_users(cause) else 1,
         [f"error: {'; '.join([line, *notes])}" for line in lines],
     )
+
+
+def _take_signals() -> None:
+    signal.signal(signal.SIGTERM, _terminate)
+    # Read when Ray is imported. Its C++ would take SIGTERM for a failure, and abort with a stack.
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -29,7 +29,7 @@ def connect(*, cpus: int | None = None) -> bool:
         return False
     before = signal.getsignal(signal.SIGTERM)
     _connect(cpus)
-    # Ray puts its own in the place of ours, and that one aborts a process inside Ray's C++.
+    # In Python Ray puts its own in the place of ours.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
     return True
