@@ -77,7 +77,8 @@ until "$python" -c "$joined" "${#nodes[@]}" 2>/dev/null; do
 done
 
 # The newest folder of this job that has a checkpoint: a run that had none began again beside it.
-folder=$(find "$runs" -path "$runs/$name*/checkpoints/step-*" -prune -printf '%T@ %h\n' |
+folder=$(find "$runs" \( -path "$runs/$name/checkpoints/step-*" -o \
+  -path "$runs/$name-[0-9]*/checkpoints/step-*" \) -prune -printf '%T@ %h\n' |
   sort -n | tail -n 1 | cut -d' ' -f2-)
 if [[ -n $folder ]]; then
   arguments=(--resume "${folder%/checkpoints}")

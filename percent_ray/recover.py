@@ -51,7 +51,9 @@ async def run(
                     f"{time.monotonic() - start:.1f} s and goes on from {_name(source)} "
                     f"(failure {failures} of {most} until the next checkpoint)"
                 )
-                loop = begin(progress)
+                # Told to stop while the group was built: the new loop stops at its checkpoint.
+                stopping, loop = loop.stopping, begin(progress)
+                loop.stopping = stopping
             return await loop.run()
         except LearnerLost as error:
             source, last = _last(folder, recipe, say)

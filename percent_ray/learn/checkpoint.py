@@ -6,6 +6,7 @@ A folder is written under a temporary name, its manifest last, synced to disk an
 disk or a hand has done to it since is found by the manifest's sizes and checksums.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -99,7 +100,7 @@ def latest(run_folder: Path) -> Path | None:
 
 def problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint, with its file; None where every byte is as it was written.
-    Reads all of it."""
+    Reads all of it. Raises OSError where it cannot be read: that is no damage."""
     try:
         written = json.loads((folder / MANIFEST).read_text())
         sizes = {name: int(entry["bytes"]) for name, entry in written.items()}
@@ -114,8 +115,6 @@ def problem(folder: Path) -> str | None:
                 return f"{folder / name} is not what was written: its checksum is another"
     except FileNotFoundError:
         return f"{folder / MANIFEST} is missing"
-    except OSError as error:
-        return f"{error.filename or folder} cannot be read: {error.strerror or error}"
     except (ValueError, TypeError, AttributeError, KeyError):
         return f"{folder / MANIFEST} is not a manifest"
     return None
@@ -134,6 +133,9 @@ def resumable(run_folder: Path) -> tuple[Path | None, list[str]]:
         found = problem(folder)
         if found is None:
             return folder, said
+        if not (folder / MANIFEST).exists() and (folder / DRIVER).is_file():
+            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+                _fields(folder)  # of an older version, which wrote no manifest: refused, kept
         aside = _free(folder.with_name(f"{DAMAGED}{folder.name}"))
         folder.rename(aside)
         said.append(f"{found}; {folder.name} is passed over, and is now {aside.name}")

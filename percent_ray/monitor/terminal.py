@@ -72,8 +72,12 @@ class Terminal:
         self._bar.update(self._task, completed=first, left="-")
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        self.console.print(text, markup=False)
+        """A line of its own, above the bar. Where nobody reads any more (`| head`, a lost ssh) the
+        run goes on without: rich would end it."""
+        try:
+            self.console.print(text, markup=False)
+        except (OSError, SystemExit):
+            self.console.quiet = True
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """The line of one finished step; `step` counts from 0. The time left is counted from the
