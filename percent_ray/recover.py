@@ -41,10 +41,11 @@ async def run(
     """
     most, failures, loop = recipe.runtime.max_failures, 0, begin(progress)
     start, lost = 0.0, None
+    source, last = None, progress
     while True:
         try:
             if lost is not None:
-                source, progress = _last(folder, recipe, say)
+                progress = last
                 await roles.restart(source, progress.version)
                 say(
                     f"{first_line(lost)}; the learner group was built again in "

@@ -77,7 +77,7 @@ class Judge:
         device = best_device()
         for problem in protocol.problems(recipe.scorers):
             raise ValueError(problem)
-        prompts = protocol.read(recipe.scorers)
+        self._prompts = protocol.read(recipe.scorers)
         names = dict.fromkeys((*protocol.judges, *protocol.encoders))
         self._scorers = {
             name: load_scorer(name, recipe.scorers[name], device=device) for name in names
@@ -92,7 +92,6 @@ class Judge:
         self._source = PolicySource(
             self._policy, decoder, steps=protocol.steps, batch_size=recipe.sampling.batch_size
         )
-        self._prompts = prompts
         self._protocol = protocol
         self.loaded = [m.describe() for m in (self._policy, decoder, *self._scorers.values())]
         """What was loaded, a line each."""
