@@ -52,6 +52,8 @@ def shape(
     weights = shaped.weights
     if recipe.objective.kl:
         kl = torch.full_like(weights.advantage, recipe.objective.kl)
+        if recipe.objective.kl_steps and not recipe.is_forward:
+            kl[..., recipe.objective.kl_steps :] = 0
         held = kl if weights.kl_reference is None else kl + weights.kl_reference
         weights = replace(weights, kl_reference=held)
     teaches = weights.teaches(dims=2)

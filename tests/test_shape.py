@@ -235,3 +235,12 @@ def test_the_share_of_groups_whose_rewards_differ_is_of_the_rewards_themselves()
         _, _, metrics = shape(made, 5, groups, {})
         assert metrics["groups/differ"] == 0.75
     assert metrics["groups/taught"] == 4
+
+
+def test_a_kl_of_the_early_steps_holds_the_first_trained_ones_only():
+    held = recipe(kl=0.1)
+    objective = held.objective.model_copy(update={"kl_steps": 2, "kl_form": "mean"})
+    batch, _, _ = shape(held.model_copy(update={"objective": objective}), 3, [group(0)], {})
+    kl = batch.rows[0].weights.kl_reference
+    assert kl is not None
+    np.testing.assert_allclose(kl, np.tile([0.1, 0.1, 0.0], (K, 1)))

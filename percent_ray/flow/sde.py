@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-Kind = Literal["flow_sde", "cps"]
+Kind = Literal["flow_sde", "cps", "dance"]
 """`flow_sde`: Flow-GRPO's SDE (arXiv 2605.12112, eqs. 4-5). `cps`: coefficients-preserving
-sampling."""
+sampling. `dance`: DanceGRPO's SDE (arXiv 2505.07818)."""
 
 Sigma = float | Float[Tensor, ""] | Float[Tensor, " B"]
 """One noise level for the whole batch, or one for each of its rows."""
@@ -79,15 +79,18 @@ def coefficients(
     """Coefficients of the steps sigma -> sigma_next, computed in float64 from float32 sigmas.
 
     `flow_sde` (arXiv 2605.12112, eqs. 4-5): g = eta sqrt(sigma / (1 - sigma~)), sigma~ =
-    sigma_second where sigma is exactly 1, else sigma. `cps`: s = sigma_next sin(eta pi / 2).
+    sigma_second where sigma is exactly 1, else sigma. `dance`: the same with g = eta at every step.
+    `cps`: s = sigma_next sin(eta pi / 2).
     Raises ValueError for a negative noise level and for an unknown kind.
     """
     if noise_level < 0:
         raise ValueError(f"noise_level is {noise_level}; set it to 0 (no noise) or more")
     now, then, second = _double(sigma), _double(sigma_next), _double(sigma_second)
-    if kind == "flow_sde":
+    if kind in ("flow_sde", "dance"):
         dt = then - now
-        diffusion = noise_level * (now / (1 - torch.where(now == 1, second, now))).sqrt()
+        flat = kind == "dance"
+        growth = now / (1 - torch.where(now == 1, second, now))
+        diffusion = noise_level * (torch.ones_like(now) if flat else growth.sqrt())
         drift = diffusion.square() / (2 * now)
         std = diffusion * (-dt).sqrt()
         latents, velocity = 1 + drift * dt, (1 + drift * (1 - now)) * dt
@@ -96,7 +99,7 @@ def coefficients(
         signal, spread = 1 - then, (then.square() - std.square()).sqrt()
         latents, velocity = signal + spread, (1 - now) * spread - now * signal
     else:
-        raise ValueError(f"unknown SDE kind {kind!r}; set it to 'flow_sde' or 'cps'")
+        raise ValueError(f"unknown SDE kind {kind!r}; set it to 'flow_sde', 'cps' or 'dance'")
     return Coefficients(latents.float(), velocity.float(), std.float(), diffusion.float())
 
 

@@ -12,6 +12,7 @@ from percent_ray.learn.process import Tally
 from percent_ray.learn.reference import Reference
 from percent_ray.models.base import Policy
 from percent_ray.objective.grpo import transition_loss
+from percent_ray.objective.step_weights import step_weight
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import ShapedBatch
 
@@ -46,8 +47,9 @@ class Replay:
         """Old log-probs by image, replayed before the first optimizer step, which needs none."""
 
     def columns(self, batch: ShapedBatch) -> Sequence[str]:
-        """The means only where a weight asks for them."""
-        asked = any(row.weights.kl_old is not None for row in batch.rows)
+        """The means only where a weight or the ratio asks for them."""
+        asked = self._objective.ratio == "guard"
+        asked = asked or any(row.weights.kl_old is not None for row in batch.rows)
         return ("latents", "log_probs", "means") if asked else ("latents", "log_probs")
 
     def begin(self, later: Iterator[MicroBatch]) -> None:
@@ -90,16 +92,24 @@ class Replay:
         weights = batch.weights.map(lambda weight: weight[:, step])
         # Before the policy's own pass: ZeRO 3 writes other weights into what that pass has saved.
         reference = None if weights.kl_reference is None else self._referred(batch, step)
+        policy, number = self._transition(batch, step), batch.first + step
         loss, ratio, kl = transition_loss(
-            self._transition(batch, step),
+            policy,
             _next(batch, step),
             self._old_log_prob(batch, step),
             weights,
             clip_low=self._objective.clip_low,
             clip_high=self._objective.clip_high,
-            old_mean=None if weights.kl_old is None else batch.columns["means"][:, step],
+            old_mean=batch.columns["means"][:, step] if "means" in batch.columns else None,
             reference=reference,
             kl_form=self._objective.kl_form,
+            ratio=self._objective.ratio,
+            scale=step_weight(
+                self._objective.step_weights,
+                policy.std,
+                sigma=self._sigmas[number],
+                sigma_next=self._sigmas[number + 1],
+            ),
         )
         if batch.padding:
             return 0.0 * loss.sum()

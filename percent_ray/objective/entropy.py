@@ -37,9 +37,9 @@ def policy_entropy(
     """Measured policy entropy -E log pi_old over drawn latents and steps (arXiv 2605.12112, eq. 8).
 
     `log_prob` as `Transition.log_prob` has it. That of `cps` lacks the variance and the constants,
-    which the steps' `std` puts back; that of `flow_sde` is whole, whatever `std` says.
+    which the steps' `std` puts back; that of the others is whole, whatever `std` says.
     """
-    if kind == "flow_sde":
+    if kind != "cps":
         return -log_prob.mean()
     std = std.double()
     return (-log_prob / (2 * std.square()) + std.log() + HALF_LOG_2PI).mean().float()

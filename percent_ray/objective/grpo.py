@@ -9,6 +9,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from percent_ray.flow.sde import Transition
+from percent_ray.objective import guard
 from percent_ray.objective.penalties import KLForm, gaussian_kl, reference_kl
 
 LARGEST = 80.0
@@ -124,25 +125,37 @@ def transition_loss(
     old_mean: Float32[Tensor, "B ..."] | None = None,
     reference: Transition | None = None,
     kl_form: KLForm = "gaussian",
+    ratio: guard.Ratio = "plain",
+    scale: Float32[Tensor, " B"] | None = None,
 ) -> tuple[Float32[Tensor, " B"], RatioMetrics, Float32[Tensor, " B"] | None]:
     """The loss of one step of B images, with the ratio's metrics and the KL to the reference.
 
-        max(-A rho, -A clip(rho)) - score rho + log_prob log pi
+        scale (max(-A rho, -A clip(rho)) - score rho) + log_prob log pi
             + kl_old |mu - mu_old|^2 / (2 s^2) + kl_reference KL(pi || pi_ref)
 
     Without `old_log_prob` the old policy is this one: rho is 1, with its gradient. `old_mean` is
-    needed where `weights.kl_old` is given, `reference` where `kl_reference` is.
+    needed where `weights.kl_old` is given or the `ratio` is guard's, `reference` where
+    `kl_reference` is; `scale` is `step_weights.step_weight`.
     """
     log_prob = policy.log_prob(next_latents)
     if old_log_prob is None:
         old_log_prob = log_prob.detach()
+    change = log_prob - old_log_prob
+    if ratio == "guard":
+        assert old_mean is not None
+        change = guard.log_ratio(policy, log_prob, old_log_prob, old_mean)
     loss, metrics = grpo_loss(
-        log_prob, old_log_prob, weights.advantage, clip_low=clip_low, clip_high=clip_high
+        change,
+        torch.zeros_like(change),
+        weights.advantage,
+        clip_low=clip_low,
+        clip_high=clip_high,
     )
     kl = None
     if weights.score is not None:
-        ratio = _exp(log_prob - old_log_prob, bounded=weights.score == 0)
-        loss = loss - weights.score * ratio
+        loss = loss - weights.score * _exp(change, bounded=weights.score == 0)
+    if scale is not None:
+        loss = loss * scale
     if weights.log_prob is not None:
         loss = loss + weights.log_prob * log_prob
     if weights.kl_old is not None:

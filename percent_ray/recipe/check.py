@@ -141,6 +141,7 @@ def _unread(recipe: "Recipe") -> Iterator[str]:
             f"sampling.noise_level {sampling.noise_level:g}: cps is defined from 0 to 1; set it to "
             "1 or less"
         )
+    yield from _objective(recipe)
     targets = model.lora_targets
     if model.lora_rank and not targets:
         yield "model.lora_targets: names no layer; leave it out, or set model.lora_rank 0"
@@ -149,6 +150,27 @@ def _unread(recipe: "Recipe") -> Iterator[str]:
             yield f"model.lora_targets: {target!r} is no layer; give one such as attn.to_q"
         elif targets.count(target) > 1:
             yield f"model.lora_targets: {target!r} is there more than once; leave one"
+
+
+def _objective(recipe: "Recipe") -> Iterator[str]:
+    objective = recipe.objective
+    if objective.ratio == "guard" and not recipe.is_forward:
+        if recipe.sampling.kind == "cps":
+            yield (
+                "objective.ratio guard is of a log-prob with its variance, which cps drops; set "
+                "sampling.kind flow_sde or dance, or objective.ratio plain"
+            )
+        if objective.old_log_prob == "replayed":
+            yield (
+                "objective.ratio guard compares means with those that were drawn around; set "
+                "objective.old_log_prob drawn, or objective.ratio plain"
+            )
+    held = objective.kl or hasattr(recipe.method, "judges")  # gardo's own KL
+    if not held and (objective.kl_steps or objective.kl_form == "mean"):
+        yield (
+            f"objective.kl_steps {objective.kl_steps}, kl_form {objective.kl_form}: are of a KL; "
+            "set objective.kl above 0, or leave them out"
+        )
 
 
 def _roles(recipe: "Recipe") -> Iterator[str]:

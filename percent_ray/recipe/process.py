@@ -17,6 +17,9 @@ REVERSE = (
         for key in ("spaces", "measure", "decode", "decoder", "tiny_path", "feature_scale", "steps")
     ),
     "objective.kl_form",
+    "objective.kl_steps",
+    "objective.ratio",
+    "objective.step_weights",
     "objective.old_log_prob",
 )
 """Keys and sections of transitions."""

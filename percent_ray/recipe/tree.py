@@ -8,11 +8,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from percent_ray.flow import schedule
+from percent_ray.flow import schedule, sde
 from percent_ray.flow.sampler import Solver
 from percent_ray.objective import forward
 from percent_ray.objective.methods.flow_grpo import FlowGrpo
 from percent_ray.recipe import bounds
+from percent_ray.recipe.objective import Objective
 from percent_ray.recipe.paths import locate_pipeline
 from percent_ray.recipe.secret import Uri
 from percent_ray.recipe.section import AnyMethod, Section
@@ -95,6 +96,9 @@ class Scorer(Section):
     color_path: str = ""
     """geneval: folder or hub id of the CLIPModel that names colours in real pictures; OpenAI's
     ViT-L/14 where empty."""
+    verdict: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """geneval: share of the official verdict, 0 or 1, in its score; the rest is the graded reward
+    of Flow-GRPO."""
     served_model: str = ""
     """unifiedreward: what the model is called at the server; UnifiedReward where empty."""
     token_env: str = ""
@@ -120,8 +124,8 @@ class Sampling(Section):
     """Denoising steps T."""
     noise_level: Annotated[float, Field(ge=0.001, le=10)] = 0.7
     """Eta of the SDE."""
-    kind: Literal["flow_sde", "cps"] = "flow_sde"
-    """Flow-GRPO's SDE, or coefficients-preserving sampling."""
+    kind: sde.Kind = "flow_sde"
+    """Flow-GRPO's SDE, coefficients-preserving sampling, or DanceGRPO's SDE."""
     solver: Solver = "euler"
     """Of the ODE that the forward process samples by: Euler, or DPM-Solver++ 2M."""
     group_size: Annotated[int, Field(ge=2, le=65_536)] = 24
@@ -159,28 +163,6 @@ class Perceptual(Section):
     """Random scored steps a group; 0 scores every trained step."""
     batch_size: bounds.Batch | Literal["auto"] = MOST
     """Images in one call of a decoder; auto: as many of 48 as fit a GPU when all is loaded."""
-
-
-class Objective(Section):
-    clip_low: Annotated[float, Field(ge=1e-9, lt=1)] = 1e-4
-    """Lower clip range of the ratio, which is above 0."""
-    clip_high: Annotated[float, Field(ge=1e-9, le=100)] = 1e-4
-    """Upper clip range of the ratio."""
-    old_log_prob: Literal["drawn", "replayed"] = "drawn"
-    """Of the ratio: what the rollout has drawn with, or the learner's own, taken at its own batch
-    shapes before a learner step's first update, so that rollout may round otherwise."""
-    advantage_std: Literal["group", "global"] = "global"
-    """Whose standard deviation divides the advantage."""
-    advantage_clip: Annotated[float, Field(ge=0.001, le=1_000_000)] = 5.0
-    """Advantages are clamped to +- this."""
-    kl: bounds.Weight = 0.0
-    """Weight beta of the KL to the reference policy."""
-    kl_form: Literal["gaussian", "flow_grpo"] = "gaussian"
-    """The true KL of the transitions, or Flow-GRPO's without dt."""
-    reference_every: bounds.CountOrOff = 0
-    """Learner steps after which the reference policy becomes the present one; 0 is never."""
-    reference_kl: bounds.Weight = 0.0
-    """KL to the reference policy at which it does so, too; 0 is never."""
 
 
 class Forward(Section):

@@ -31,7 +31,7 @@ from percent_ray.types import Prompt
 
 GREY = 128
 """Pixels of the picture that a scorer is tried on."""
-OF_SOME = ("color_path", "served_model", "token_env", "timeout_s")
+OF_SOME = ("color_path", "verdict", "served_model", "token_env", "timeout_s")
 """Keys of a recipe's scorer that a kind's `load` may take as parameters."""
 
 

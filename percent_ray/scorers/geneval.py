@@ -131,17 +131,22 @@ Detector = Callable[[UInt8[Tensor, "N 3 H W"], Sequence[Metadata]], list[Detecti
 """Objects of N images, with an entry for every class that it knows."""
 
 
-def load(path: str, *, color_path: str = "", device: torch.device) -> "GenEval":
+def load(
+    path: str, *, color_path: str = "", verdict: float = 0.0, device: torch.device
+) -> "GenEval":
     """The embedded world's detector where `path` is empty; else the Mask2Former of a folder or hub
     id, such as facebook/mask2former-swin-small-coco-instance, and the CLIPModel of `color_path`
-    that names colours (folder or hub id; OpenAI's ViT-L/14 where empty)."""
+    that names colours (folder or hub id; OpenAI's ViT-L/14 where empty). `verdict` is the share
+    of the official verdict in a score."""
     if not path:
         from percent_ray.shapes.detect import detect
 
         if color_path:
             raise ValueError("color_path is for a detector of real pictures; set path, too")
         return GenEval(
-            lambda images, _: [detect(image) for image in images], "GenEval's rules on shapes"
+            lambda images, _: [detect(image) for image in images],
+            "GenEval's rules on shapes",
+            verdict=verdict,
         )
     from percent_ray.scorers import clip
     from percent_ray.scorers.detector import ColorNamer, Mask2Former
@@ -155,27 +160,38 @@ def load(path: str, *, color_path: str = "", device: torch.device) -> "GenEval":
         raise ValueError(f"color_path: {error}") from error
     detector = Mask2Former(folder, name_colors=namer, device=device)
     return GenEval(
-        detector, f"GenEval's rules; {detector.description}; colours by {namer.description}"
+        detector,
+        f"GenEval's rules; {detector.description}; colours by {namer.description}",
+        verdict=verdict,
     )
 
 
 class GenEval:
     """A `Scorer` (scorers/base.py) of prompts that carry GenEval's metadata. It cannot encode."""
 
-    def __init__(self, detector: Detector, description: str) -> None:
+    def __init__(self, detector: Detector, description: str, *, verdict: float = 0.0) -> None:
         self._detector = detector
         self._description = description
+        self._verdict = verdict
+        """Share of the official verdict in a score."""
 
     def score(
         self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
     ) -> Float32[Tensor, " N"]:
-        """The graded training reward in 0..1, on the CPU.
+        """The training reward in 0..1, on the CPU: graded, and in part the official verdict. That
+        part pays for the last demand that is not met as for all of them, as the benchmark does.
 
         Raises ValueError for a prompt without metadata and for a class that the detector does not
         know, which would otherwise count as never drawn.
         """
         pairs = self._detect(images, prompts)
-        return torch.tensor([reward(detections, record) for detections, record in pairs])
+        share = self._verdict
+        return torch.tensor(
+            [
+                (1 - share) * reward(found, record) + share * judge(found, record)
+                for found, record in pairs
+            ]
+        )
 
     def report(self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Report:
         """1 where the official rules say right, else 0, by task. Raises as `score` does."""

@@ -84,7 +84,7 @@ def test_every_golden_step_at_once_equals_step_by_step():
 @few
 @given(
     storage=st.sampled_from([torch.bfloat16, torch.float16, torch.float32]),
-    kind=st.sampled_from(["flow_sde", "cps"]),
+    kind=st.sampled_from(["flow_sde", "cps", "dance"]),
     seed=st.integers(0, 2**20),
 )
 def test_first_ratio_is_one_after_storage(storage, kind, seed):
@@ -122,7 +122,7 @@ def test_log_prob_and_entropy_equal_torch_distributions(sigma, drop, noise_level
     torch.testing.assert_close(first.entropy(), reference.entropy().flatten(1).mean(1), **close)
 
 
-@pytest.mark.parametrize("kind", ["flow_sde", "cps"])
+@pytest.mark.parametrize("kind", ["flow_sde", "cps", "dance"])
 def test_policy_entropy_is_the_schedules_constant(kind):
     """Invariant 7: two policies that share nothing but the schedule have one entropy."""
     one = step(normal(0, 4, 6), normal(1, 4, 6), kind=kind)
@@ -138,7 +138,7 @@ def test_entropy_by_monte_carlo():
     torch.testing.assert_close(-policy.log_prob(drawn), policy.entropy(), rtol=0, atol=8e-3)
 
 
-@pytest.mark.parametrize("kind", ["flow_sde", "cps"])
+@pytest.mark.parametrize("kind", ["flow_sde", "cps", "dance"])
 @pytest.mark.parametrize("sigma", [1.0, 0.6])
 def test_no_noise_is_the_euler_step(kind, sigma):
     velocity, latents = normal(0, 2, 3, 3), normal(1, 2, 3, 3)
@@ -186,5 +186,17 @@ def test_bad_arguments_say_what_to_set():
     x = normal(0, 2, 3)
     with pytest.raises(ValueError, match=r"noise_level is -0\.1; set it"):
         step(x, x, noise_level=-0.1)
-    with pytest.raises((ValueError, TypeError), match="dance"):
-        step(x, x, kind="dance")
+    with pytest.raises((ValueError, TypeError), match="walk"):
+        step(x, x, kind="walk")
+
+
+@pytest.mark.parametrize(("sigma", "sigma_next"), [(1.0, 0.9), (0.8, 0.7), (0.3, 0.0)])
+def test_dance_is_the_score_form_written_out(sigma, sigma_next):
+    """x + v dt - eta^2 / 2 score dt, with the score of the clean prediction; also at sigma 1."""
+    x, v, eta = normal(0, 3, 2, 4), normal(1, 3, 2, 4), 0.3
+    policy = step(v, x, sigma, sigma_next, noise_level=eta, kind="dance")
+    dt, clean = sigma_next - sigma, x - sigma * v
+    score = -(x - (1 - sigma) * clean) / sigma**2
+    torch.testing.assert_close(policy.mean, x + v * dt - 0.5 * eta**2 * score * dt)
+    torch.testing.assert_close(policy.std, torch.full((3,), eta * (-dt) ** 0.5))
+    torch.testing.assert_close(policy.diffusion, torch.full((3,), eta))

@@ -60,7 +60,7 @@ def test_help_teaches_every_key_within_100_columns(capsys):
     for key in known_keys():
         assert key in text
     assert "AdamW learning rate" in text
-    assert "[flow_sde | cps]" in " ".join(text.split())
+    assert "[flow_sde | cps | dance]" in " ".join(text.split())
     for name in METHODS:
         assert f"\n{name}: " in text
     assert "method.image_spaces             [dino]" in text

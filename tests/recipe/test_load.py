@@ -132,7 +132,10 @@ def test_null_takes_a_scorer_out(folder):
         ("--learner.lr 0", "learner.lr: got 0, needs at least 1e-12"),
         ("--run.steps 1.5", "run.steps: got 1.5, needs a whole number"),
         ("--model.t5 maybe", "model.t5: got 'maybe', needs true or false"),
-        ("--sampling.kind ode", "sampling.kind: got 'ode', needs one of 'flow_sde' or 'cps'"),
+        (
+            "--sampling.kind ode",
+            "sampling.kind: got 'ode', needs one of 'flow_sde', 'cps' or 'dance'",
+        ),
         ("--monitor.spaces dino", "monitor.spaces: got 'dino', needs a list such as [a, b]"),
         ("--learner 3", "learner: got 3, needs keys of its own; it is a section"),
         ("--run.name a/b", "run.name: got 'a/b', needs letters, digits, '_', '.' and '-' only"),
@@ -152,7 +155,7 @@ def test_null_takes_a_scorer_out(folder):
         ("--model.family sd9", "model.family: unknown 'sd9'; known are"),
         (
             "--method.name pecc",
-            "method.name: unknown 'pecc'; known are clip_cov, entropy_reg, flow_grpo, gardo,",
+            "method.name: unknown 'pecc'; known are clip_cov, diverse_grpo, entropy_reg, ",
         ),
         (
             "--method.name pec --method.stength 1",
@@ -196,6 +199,19 @@ def test_null_takes_a_scorer_out(folder):
             "--runtime.learner.max_workers 3",
             "runtime.learner.max_workers 3: the learner group keeps its size; leave it out",
         ),
+        (
+            "--objective.ratio guard --sampling.kind cps",
+            "objective.ratio guard is of a log-prob with its variance, which cps drops; set",
+        ),
+        (
+            "--objective.ratio guard --objective.old_log_prob replayed",
+            "objective.ratio guard compares means with those that were drawn around; set",
+        ),
+        (
+            "--objective.kl_steps 2",
+            "objective.kl_steps 2, kl_form gaussian: are of a KL; set objective.kl above 0, or leave",
+        ),
+        ("--scorers.pickscore.verdict 2", "scorers.pickscore.verdict: got 2, needs at most 1"),
         ("--scorers.vae.kind clip", "scorers: 'vae' can be no name; give letters, digits, '_' and"),
         ("--sampling.window_size 30", "sampling.window_size: an SDE window of 30 steps does not"),
         ("--sampling.train_fraction 0.001", "sampling.train_fraction: a trained fraction of 0.001"),

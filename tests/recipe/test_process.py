@@ -96,7 +96,8 @@ def test_a_method_of_transitions_is_refused_in_one_line(method):
     [problem] = caught.value.problems
     assert problem == (
         f"method.name {method} acts on denoising steps, which learner.process forward does not "
-        "have; set learner.process reverse, or method.name to one of flow_grpo, gardo, marginal_pec"
+        "have; set learner.process reverse, or method.name to one of diverse_grpo, flow_grpo, "
+        "gardo, marginal_pec, uni_tmpo"
     )
 
 

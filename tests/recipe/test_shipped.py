@@ -57,9 +57,11 @@ def test_every_row_of_a_comparison_is_a_recipe(path):
     assert len(plans.load(path, quick=True).comparison.rows) > 1
 
 
-def test_every_method_has_a_row_in_the_comparison():
-    plan = plans.load(FOLDER / "compare_shapes.yaml")
-    names = {plan.recipe(row, 1).method.name for row in plan.comparison.rows}
+def test_every_method_has_a_row_in_a_comparison():
+    names: set[str] = set()
+    for file in ("compare_shapes.yaml", "compare_frontier.yaml"):
+        plan = plans.load(FOLDER / file)
+        names |= {plan.recipe(row, 1).method.name for row in plan.comparison.rows}
     assert names == set(METHODS)
 
 

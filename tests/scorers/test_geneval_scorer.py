@@ -35,6 +35,9 @@ def test_embedded_detector_scores_pixels():
     assert scorer.score(images, prompts).tolist() == [1.0, 0.5, 0.0]
     report = scorer.report(images, prompts)
     assert report.values.tolist() == [1.0, 0.0, 0.0]
+    half = geneval.load("", verdict=0.5, device=CPU)
+    assert half.score(images, prompts).tolist() == [1.0, 0.25, 0.0]
+    assert half.report(images, prompts).values.tolist() == [1.0, 0.0, 0.0]
     assert report.tasks == ("colors",) * 3
 
 

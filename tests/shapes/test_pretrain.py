@@ -14,6 +14,7 @@ from transformers import CLIPModel, CLIPProcessor, Dinov2Model
 from jobs.pretrain_shapes import clip, dino, flow, preferences, prompts, report, tiny, vae
 from jobs.pretrain_shapes.common import Ema, Rates, fit, psnr, to_unit, warmup_cosine
 from jobs.pretrain_shapes.views import augment, corrupt
+from percent_ray.recipe.paths import EMBEDDED
 from percent_ray.shapes import scenes
 
 
@@ -156,6 +157,29 @@ def test_prompt_files_are_json_lines(tmp_path):
     lines = (tmp_path / "test.jsonl").read_text().splitlines()
     assert len(lines) == sum(prompts.TEST_COUNTS.values())
     assert all({"tag", "include", "prompt"} <= json.loads(line).keys() for line in lines)
+
+
+def test_the_shipped_prompt_files_are_those_of_the_job(tmp_path):
+    """And none that is trained on is held out, though `geneval.jsonl` has its records often."""
+    prompts.write(tmp_path)
+    shipped = EMBEDDED / "prompts"
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in shipped.iterdir()}
+    for path in tmp_path.iterdir():
+        assert path.read_text() == (shipped / path.name).read_text(), path.name
+    train, geneval, test = (
+        [json.loads(line) for line in (shipped / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "geneval", "test")
+    )
+    assert not [record for record in geneval if record in test or record not in train]
+    tags = [record["tag"] for record in geneval]
+    shares = {tag: round(tags.count(tag) / len(tags), 2) for tag in dict.fromkeys(tags)}
+    assert shares == {
+        "two_object": 0.26,
+        "counting": 0.21,
+        "colors": 0.05,
+        "position": 0.32,
+        "color_attr": 0.16,
+    }
 
 
 def test_grid_lays_pictures_out_row_by_row(tmp_path):

@@ -12,6 +12,9 @@ from percent_ray.objective import covariance
 from percent_ray.objective.grpo import Weights
 from percent_ray.objective.methods.base import Shaped, Signals, over_steps
 
+SAME = 1e-6
+"""Mean distance up to which a group's images are the same: what float32 leaves of 1 - cos 0."""
+
 
 @dataclass(frozen=True)
 class Gardo:
@@ -19,11 +22,11 @@ class Gardo:
     reward the judges do not share are held to the reference.
 
     For A > 0, A = (r - mean) d / mean d, with d an image's least cosine distance to the rest of its
-    group; no std divides, but in the forward process that of the step. The KL holds the `fraction`
-    of images whose rank by the reward is most above their mean rank by the judges. That share
-    follows how far reward and judges are apart, a tenth up or down a step: the published rule of
-    "dynamic percentile" is not specified further. `objective.reference_every` and `reference_kl`
-    renew the reference.
+    group, and A = r - mean in a group of identical images; no std divides, but in the forward
+    process that of the step. The KL holds the `fraction` of images whose rank by the reward is most
+    above their mean rank by the judges. That share follows how far reward and judges are apart, a
+    tenth up or down a step: the published rule of "dynamic percentile" is not specified further.
+    `objective.reference_every` and `reference_kl` renew the reference.
     """
 
     name: Literal["gardo"] = "gardo"
@@ -39,7 +42,7 @@ class Gardo:
     def __call__(self, s: Signals) -> Shaped:
         centred = s.rewards - s.rewards.mean(dim=1, keepdim=True)
         distance = torch.stack([_nearest(s.features[space]) for space in self.image_spaces]).mean(0)
-        unlike = distance / distance.mean(dim=1, keepdim=True).clamp_min(1e-8)
+        unlike = _relative(distance)
         advantage = torch.where(centred > 0, centred * unlike, centred)
         if not s.log_prob.shape[-1]:
             # The forward process has a scale of its own: how far an advantage pulls from v_old.
@@ -61,7 +64,14 @@ def _nearest(features: Float32[Tensor, "G K D"]) -> Float32[Tensor, "G K"]:
     """Each image's least cosine distance to another one of its group; features are unit-norm."""
     count = features.shape[1]
     distance = 1 - features @ features.transpose(1, 2)
-    return distance.masked_fill(torch.eye(count, dtype=torch.bool), torch.inf).amin(dim=2)
+    nearest = distance.masked_fill(torch.eye(count, dtype=torch.bool), torch.inf).amin(dim=2)
+    return nearest.clamp_min(0)
+
+
+def _relative(distance: Float32[Tensor, "G K"]) -> Float32[Tensor, "G K"]:
+    """d / mean d of each group; 1 where all are the same, which published is 0 / 0."""
+    mean = distance.mean(dim=1, keepdim=True)
+    return torch.where(mean > SAME, distance / mean.clamp_min(SAME), 1.0)
 
 
 def _ranks(values: Float32[Tensor, "G K"]) -> Float32[Tensor, "G K"]:
