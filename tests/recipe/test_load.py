@@ -209,7 +209,7 @@ def test_null_takes_a_scorer_out(folder):
         ),
         (
             "--objective.kl_steps 2",
-            "objective.kl_steps 2, kl_form gaussian: are of a KL; set objective.kl above 0, or leave",
+            "objective.kl_steps 2, kl_form gaussian: are of a KL; set objective.kl above 0, or ",
         ),
         ("--scorers.pickscore.verdict 2", "scorers.pickscore.verdict: got 2, needs at most 1"),
         ("--scorers.vae.kind clip", "scorers: 'vae' can be no name; give letters, digits, '_' and"),
