@@ -15,6 +15,7 @@ Prints one JSON line.
 """
 
 import argparse
+import asyncio
 import json
 import math
 import statistics
@@ -83,7 +84,7 @@ class Ours:
 
     def __init__(self, recipe: Recipe, prompts: Sequence[Prompt]) -> None:
         self.recipe, self.prompts = recipe, prompts
-        self.roles = Local(recipe, first=prompts[0])
+        self.roles = asyncio.run(Local.start(recipe, first=prompts[0]))
         self.weights = self.roles.policy.trainable()
         for prompt in prompts:
             self.roles.rollout.sample(0, prompt, 0)  # its condition is kept

@@ -141,7 +141,7 @@ class Loop:
         probe = await self._probe() if every and step % every == 0 else ()
         self._launch()
         waiting = self.roles.queued()
-        groups = await asyncio.gather(*(self._groups.pop(i) for i in self._slots.groups(step)))
+        groups = await self._gathered(self._slots.groups(step))
         arrived = time.time()
         self.observer.failed(step, [perception.failures for _, perception in groups])
         batch, state, metrics = shape(self.recipe, step, groups, self.progress.shape_state, probe)
@@ -179,6 +179,14 @@ class Loop:
             group = self._group(slot, self.stream.prompt(slot.group_id), pictures=False)
             self._groups[slot.group_id] = asyncio.create_task(group)
 
+    async def _gathered(self, numbers: Sequence[int]) -> list[Group]:
+        """The groups of these ids, which are then forgotten. Where one fails the others are not, so
+        that the end of the run takes them along."""
+        groups = await asyncio.gather(*(self._groups[number] for number in numbers))
+        for number in numbers:
+            del self._groups[number]
+        return groups
+
     async def _group(self, slot: Slot, prompt: Prompt, *, pictures: bool) -> Group:
         trajectory = await self.roles.sample(slot.group_id, prompt, slot.version)
         return trajectory, await self.roles.perceive(trajectory, pictures=pictures)
@@ -189,11 +197,10 @@ class Loop:
         if not self.recipe.monitor.probe_every:
             return ()
         version = self.progress.version
-        probes = [
-            self._group(Slot(-1 - number, version), prompt, pictures=True)
-            for number, prompt in enumerate(self.probes)
-        ]
-        groups = await asyncio.gather(*probes)
+        for number, prompt in enumerate(self.probes):
+            probe = self._group(Slot(-1 - number, version), prompt, pictures=True)
+            self._groups[-1 - number] = asyncio.create_task(probe)
+        groups = await self._gathered([-1 - number for number in range(len(self.probes))])
         self.observer.failed(version, [perception.failures for _, perception in groups])
         metrics = describe(self.recipe, groups)
         pictures = [(t.prompt.text, p.thumbnails) for t, p in groups]

@@ -137,7 +137,7 @@ async def _start(
     if recipe.runtime.backend == "local":
         from percent_ray.runtime.local import Local
 
-        return Local(recipe, first=first, resume=source)
+        return await Local.start(recipe, first=first, resume=source)
     from percent_ray.runtime.cluster import Cluster
 
     return await Cluster.start(recipe, first=first, run_folder=folder, resume=source, say=say)

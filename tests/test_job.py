@@ -160,3 +160,24 @@ def test_a_signal_while_imports_run_is_one_line(tmp_path, path, number, code, na
     assert job_process.communicate(timeout=30)[1] == f"stopped by {name}\n"
     assert job_process.returncode == code
     assert time.monotonic() - start < 20
+
+
+def test_a_lost_ssh_ends_neither_a_job_nor_what_it_has_started(tmp_path):
+    """SIGHUP goes to the whole process group, and is ignored as under nohup."""
+    program = (
+        "import subprocess, sys, time\n"
+        "from percent_ray import job\n"
+        "def main():\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1.5)'])\n"
+        "    print('ready', flush=True)\n"
+        "    print('child', child.wait())\n"
+        "job.run(main)\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "ready\n"
+    os.killpg(running.pid, signal.SIGHUP)
+    out, _ = running.communicate(timeout=20)
+    assert (out, running.returncode) == ("child 0\n", 0)

@@ -145,6 +145,36 @@ def test_an_error_of_a_role_ends_the_run(tmp_path: Path):
         train(recipe(tmp_path), Broken())
 
 
+@pytest.mark.parametrize("bad", [4, -2], ids=["step", "probe"])
+def test_what_was_asked_beside_a_call_that_failed_does_not_go_on(tmp_path: Path, bad: int):
+    """A learner group is then built again, and the same groups are asked for: twice would be twice
+    the work, and their answers of another version."""
+    begun: set[int] = set()
+    ended: set[int] = set()
+
+    class Broken(FakeRoles):
+        async def perceive(self, trajectory, *, pictures):
+            group = trajectory.group_id
+            if group == bad:
+                await asyncio.sleep(0.01)
+                raise OSError("disk full")
+            begun.add(group)
+            try:
+                if group in (bad - 1, bad + 1):
+                    await asyncio.sleep(60)
+                return await super().perceive(trajectory, pictures=pictures)
+            finally:
+                ended.add(group)
+
+    async def scene() -> None:
+        loop, _, _ = build(recipe(tmp_path), Broken())
+        with pytest.raises(OSError, match="disk full"):
+            await loop.run()
+        assert begun == ended, "when the run has ended"
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
 def test_sampling_perception_and_learning_overlap(tmp_path: Path):
     _, observer, _ = train(recipe(tmp_path, every=100), FakeRoles())
     spans = [span for _, _, found in observer.steps for span in found]

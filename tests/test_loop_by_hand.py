@@ -21,7 +21,7 @@ def test_the_loop_by_hand_gives_the_runtimes_numbers(capsys):
         *("--monitor.probe_every", "0", "--run.steps", str(STEPS)),
     )
     recipe = recipes.load(RECIPE, settings)
-    roles = Local(recipe, first=worlds.first(recipe))
+    roles = asyncio.run(Local.start(recipe, first=worlds.first(recipe)))
     expected = worlds.numbers(asyncio.run(worlds.train(recipe, roles)))
     ours = loop_by_hand.main(STEPS)
     assert len(ours) == len(expected) == STEPS

@@ -1,6 +1,7 @@
 """What a run says on standard output: a line a step, a progress bar where there is a terminal, and
 a summary at the end."""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,8 @@ class Terminal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError, SystemExit):  # as in `say`
+            self._bar.stop()
 
     def begin(self, first: int) -> None:
         """Step `first` is next."""

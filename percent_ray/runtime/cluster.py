@@ -141,7 +141,7 @@ class Cluster:
             await placement.wait(recipe, roles=["learner"], say=say)
             cluster.learner.start()
             cluster._control = asyncio.create_task(
-                control.obey(run_folder, cluster.state, cluster.resize)
+                control.obey(run_folder, cluster.state, cluster.resize, say)
             )
         except BaseException as error:
             await cluster.close()
@@ -238,7 +238,7 @@ class Cluster:
                 self._pools[name],
                 least=role.workers,
                 most=max(role.workers, min(role.max_workers, groups)),
-                need=places.need(role),
+                need=placement.need(role),
             )
             for name, role in roles.items()
             if role.max_workers
@@ -249,7 +249,7 @@ class Cluster:
         runtime = self._recipe.runtime
         wanted = {"learner": runtime.learner.workers}
         wanted |= {name: pool.wanted for name, pool in self._pools.items()} | dict(sizes)
-        places.request((places.need(getattr(runtime, name)), n) for name, n in wanted.items())
+        places.request((placement.need(getattr(runtime, name)), n) for name, n in wanted.items())
 
     def resize(self, role: str, workers: int) -> None:
         """As many workers of a role from now on, while the run goes on."""
@@ -262,7 +262,7 @@ class Cluster:
     def state(self) -> control.State:
         sizes = {
             name: control.Size(
-                pool.workers, pool.wanted, places.need(getattr(self._recipe.runtime, name))
+                pool.workers, pool.wanted, placement.need(getattr(self._recipe.runtime, name))
             )
             for name, pool in self._pools.items()
         }

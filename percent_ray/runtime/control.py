@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.command_line import RECIPE_FILE
+from percent_ray.recipe.errors import first_line
 from percent_ray.runtime import connection, places
-from percent_ray.runtime.places import Resources
+from percent_ray.runtime.room import Resources, Room
 
 NAMESPACE = "percent_ray"
 PREFIX = "control of "
@@ -91,9 +93,14 @@ class Control:
             return self._asked[obeyed]
 
 
-async def obey(run: Path, state: Callable[[], State], resize: Callable[[str, int], None]) -> None:
+async def obey(
+    run: Path,
+    state: Callable[[], State],
+    resize: Callable[[str, int], None],
+    say: Callable[[str], None],
+) -> None:
     """For ever: resize the pools of the run in folder `run`, by role, as is asked. Where the actor
-    dies, another takes its place."""
+    dies, another takes its place; what else goes wrong is said."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"name": f"{PREFIX}{run}", "namespace": NAMESPACE, "num_cpus": 0}
     while True:
@@ -109,6 +116,9 @@ async def obey(run: Path, state: Callable[[], State], resize: Callable[[str, int
                     resize(role, workers)
                 obeyed += sizes is not None
         except RayActorError:
+            await asyncio.sleep(POLL_S)
+        except Exception as error:
+            say(f"what jobs/scale.py asked could not be done: {first_line(error)}")
             await asyncio.sleep(POLL_S)
         finally:
             ray.kill(actor)
@@ -168,7 +178,7 @@ def scale(run: str, sizes: Mapping[str, int]) -> Scaled:
     return Scaled(str(folder), before, after, room)
 
 
-def _left(state: State, sizes: Mapping[str, int], free: Sequence[Resources]) -> Sequence[Resources]:
+def _left(state: State, sizes: Mapping[str, int], free: Sequence[Room]) -> Sequence[Room]:
     """What no actor will hold, machine by machine. Raises ValueError where there is no place for
     what is asked."""
     if unknown := sorted(set(sizes) - set(state.sizes)):
@@ -179,18 +189,18 @@ def _left(state: State, sizes: Mapping[str, int], free: Sequence[Resources]) -> 
         for name, amount in state.sizes[role].need.items():
             given[name] = given.get(name, 0.0) + amount * max(0, -more)
     # What is given back lies on machines that only Ray knows.
-    free = [*free, given]
+    left = [*deepcopy(free), Room.of(given)]
     for role, more in growth.items():
         need, have = state.sizes[role].need, state.sizes[role].wanted
-        room = places.room(free, need)
+        room = places.room(left, need)
         if more > room:
             raise ValueError(
                 f"--{role} {have + more}: {more} more workers of {places.words(need)} asked, the "
                 f"cluster has room for {room}; set {have + room} or less, or add machines"
             )
         for _ in range(more):
-            free = places.take(free, need)
-    return free
+            any(machine.take(need) for machine in left)
+    return left
 
 
 def _folder(run: str) -> Path:

@@ -33,17 +33,24 @@ CLOSE_S = 30.0
 
 
 class Local:
-    """`loop.Roles` in this process.
+    """`loop.Roles` in this process. Build it with `start`; every call raises TimeoutError where it
+    takes longer than `runtime.timeout_s`."""
 
-    Loads everything and tries every scorer on the run's `first` prompt. Raises ValueError, in one
-    line, for a bad folder and a broken scorer; every call raises TimeoutError where it takes longer
-    than `runtime.timeout_s`.
-    """
-
-    def __init__(self, recipe: Recipe, *, first: Prompt, resume: Path | None = None) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._thread = Thread(recipe.runtime.timeout_s)
-        self._thread.wait("loading the models", lambda: self._load(first, resume))
+
+    @classmethod
+    async def start(cls, recipe: Recipe, *, first: Prompt, resume: Path | None = None) -> "Local":
+        """Load everything and try every scorer on the run's `first` prompt. Raises ValueError, in
+        one line, for a bad folder and a broken scorer."""
+        local = cls(recipe)
+        try:
+            await local._thread.call("loading the models", lambda: local._load(first, resume))
+        except BaseException:
+            await local.close()
+            raise
+        return local
 
     def _load(self, first: Prompt, resume: Path | None) -> None:
         recipe = self.recipe
@@ -144,16 +151,6 @@ class Thread:
         await asyncio.wrap_future(call.begun)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(call.done), self._timeout_s)
-        except TimeoutError:
-            raise self._late(what, call) from None
-
-    def wait(self, what: str, function: Callable[[], Any]) -> Any:
-        """As `call`, without an event loop."""
-        call = _Call(function)
-        self._calls.put(call)
-        call.begun.result()
-        try:
-            return call.done.result(self._timeout_s)
         except TimeoutError:
             raise self._late(what, call) from None
 

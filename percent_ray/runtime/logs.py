@@ -10,6 +10,8 @@ LINES = 3
 """Of the end of a log."""
 MOST = 300
 """Letters of them."""
+LONGEST = 1 << 16
+"""Bytes of a log that are read."""
 
 
 def last_lines(death: str, folder: Path | None = None) -> str:
@@ -27,10 +29,16 @@ def last_lines(death: str, folder: Path | None = None) -> str:
         if node is None:
             return ""
         folder = Path(node.get_logs_dir_path())
-    texts = [path.read_text(errors="replace") for path in folder.glob(name)]
-    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
-    if lines:
-        return f"its log ends: {' | '.join(lines[-LINES:])[-MOST:]}"
     if machine and machine[1] != ray.util.get_node_ip_address():
+        # A process of this machine may have the same number.
         return f"its log is {folder / name} on {machine[1]}"
-    return "its log is empty"
+    texts = [_tail(path) for path in folder.glob(name)]
+    lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+    return f"its log ends: {' | '.join(lines[-LINES:])[-MOST:]}" if lines else "its log is empty"
+
+
+def _tail(path: Path) -> str:
+    """The end of a log, which may be of any length."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LONGEST))
+        return file.read().decode(errors="replace")

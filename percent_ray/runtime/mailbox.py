@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from percent_ray.recipe.tree import Recipe
 from percent_ray.runtime import rank
-from percent_ray.runtime.placement import GIB
+from percent_ray.runtime.room import GIB
 from percent_ray.types import ShapedBatch, Update
 
 POLL_S = 30.0

@@ -17,8 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from percent_ray.recipe.tree import Recipe, Role
 from percent_ray.runtime import connection
+from percent_ray.runtime.room import EPS, GIB, Resources, Room
 
-GIB = 1024**3
 ROLES = ("rollout", "perception", "learner")
 """In the order in which they start."""
 FIELDS = {"CPU": "cpus", "GPU": "gpus", "memory": "memory_gb"}
@@ -29,7 +29,6 @@ LOOK_S = 1.0
 """Between two looks whether they still do."""
 LISTED = 4
 """Machines that a line has room for."""
-EPS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,40 +40,6 @@ class Machine:
     """All that it has: CPU and GPU, and bytes of memory."""
     free: Mapping[str, float]
     """What of it nobody holds."""
-
-
-@dataclass(slots=True)
-class _Room:
-    """What is left of a machine while workers are placed."""
-
-    cpus: float
-    memory_gb: float
-    cards: list[float]
-    """The share of each GPU: a part of a card lies on one card."""
-
-    @staticmethod
-    def of(has: Mapping[str, float]) -> "_Room":
-        gpus = has.get("GPU", 0.0)
-        cards = [1.0] * int(gpus + EPS)
-        if gpus - len(cards) > EPS:
-            cards.append(gpus - len(cards))
-        return _Room(has.get("CPU", 0.0), has.get("memory", 0.0) / GIB, cards)
-
-    def take(self, role: Role) -> bool:
-        """Make place for one worker, where there is any."""
-        least = min(role.gpus, 1.0) - EPS
-        cards = sorted(card for card in self.cards if card >= least)
-        count = math.ceil(role.gpus - EPS)
-        if self.cpus < role.cpus - EPS or self.memory_gb < role.memory_gb - EPS:
-            return False
-        if len(cards) < count:
-            return False
-        for card in cards[:count]:
-            self.cards.remove(card)
-            self.cards.append(card - min(role.gpus, 1.0))
-        self.cpus -= role.cpus
-        self.memory_gb -= role.memory_gb
-        return True
 
 
 def machines() -> list[Machine]:
@@ -109,6 +74,12 @@ def resources() -> dict[str, float]:
 def here() -> NodeAffinitySchedulingStrategy:
     """On this machine, which has the run's folder."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def need(role: Role) -> Resources:
+    """Of one worker of a role."""
+    asked = {"CPU": role.cpus, "GPU": role.gpus, "memory": role.memory_gb * GIB}
+    return {name: amount for name, amount in asked.items() if amount}
 
 
 def options(role: Role) -> dict[str, float]:
@@ -200,11 +171,11 @@ def _fits(machines: Sequence[Mapping[str, float]], workers: Sequence[Role]) -> b
         lambda role: (role.memory_gb, role.gpus, role.cpus),
     )
     for order in orders:
-        rooms = [_Room.of(has) for has in machines]
+        rooms = [Room.of(has) for has in machines]
         for role in sorted(workers, key=order, reverse=True):
             # The fullest first, so that what is large finds an empty one.
-            rooms.sort(key=lambda room: (sum(room.cards), room.cpus, room.memory_gb))
-            if not any(room.take(role) for room in rooms):
+            rooms.sort(key=lambda room: (sum(room.cards), room.cpus, room.memory))
+            if not any(room.take(need(role)) for room in rooms):
                 break
         else:
             return True

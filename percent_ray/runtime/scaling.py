@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-from percent_ray.runtime.places import Resources
+from percent_ray.runtime.room import Resources
 
 GROWS, SHRINKS = 3, 6
 """Steps in a row after which a pool grows, and shrinks."""

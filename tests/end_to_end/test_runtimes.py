@@ -18,7 +18,11 @@ from tests.fakes import FakeObserver
 
 
 def run_locally(recipe: Recipe) -> FakeObserver:
-    return asyncio.run(worlds.train(recipe, Local(recipe, first=worlds.first(recipe))))
+    return asyncio.run(worlds.train(recipe, load(recipe)))
+
+
+def load(recipe: Recipe) -> Local:
+    return asyncio.run(Local.start(recipe, first=worlds.first(recipe)))
 
 
 async def start(kind: Any, recipe: Recipe, folder: Path) -> Any:
@@ -168,7 +172,7 @@ def assert_entropy_is_the_schedules(recipe: Recipe, roles: Local) -> None:
 
 def test_invariant_7_measured_policy_entropy_is_the_schedules_constant(world, tmp_path):
     recipe = worlds.recipe(world, tmp_path, backend="local")
-    roles = Local(recipe, first=worlds.first(recipe))
+    roles = load(recipe)
     before = {name: p.detach().clone() for name, p in roles.policy.trainable().items()}
     assert_entropy_is_the_schedules(recipe, roles)
     after = roles.policy.trainable()
@@ -192,7 +196,7 @@ def test_invariant_7_fails_for_a_policy_that_breaks_it(world, tmp_path, monkeypa
     # Drawn log-probs of another std are refused before the first update.
     replayed = recipe.objective.model_copy(update={"old_log_prob": "replayed"})
     recipe = recipe.model_copy(update={"objective": replayed})
-    roles = Local(recipe, first=worlds.first(recipe))
+    roles = load(recipe)
     with pytest.raises(AssertionError):
         assert_entropy_is_the_schedules(recipe, roles)
 

@@ -11,7 +11,7 @@ import pytest
 from percent_ray.recipe import load as recipes
 from percent_ray.runtime import control
 from percent_ray.runtime.control import Control, Scaled, Size, State
-from percent_ray.runtime.placement import GIB
+from percent_ray.runtime.room import GIB, Room
 from tests.end_to_end import world as worlds
 
 CARD = {"CPU": 1.0, "GPU": 1.0}
@@ -50,8 +50,20 @@ def test_an_order_is_answered_when_the_driver_has_taken_it(monkeypatch):
 def test_what_is_left_of_the_cluster(sizes, machines, left):
     from percent_ray.runtime import places
 
-    free = control._left(STATE, sizes, machines)
+    free = control._left(STATE, sizes, [Room.of(machine) for machine in machines])
     assert {role: places.room(free, size.need) for role, size in STATE.sizes.items()} == left
+
+
+def test_a_part_of_a_card_lies_on_one_card():
+    """2 cards and 0.6 of one for each worker: 2 find a place, though 2 / 0.6 is 3.3."""
+    from percent_ray.runtime import places
+
+    two = [Room.of({"CPU": 8.0, "GPU": 2.0})]
+    assert places.room(two, {"CPU": 1.0, "GPU": 0.6}) == 2
+    assert places.room(two, {"GPU": 0.5}) == 4
+    assert places.room(two, {"CPU": 1.0, "GPU": 2.0}) == 1
+    assert places.room(two, {"CPU": 3.0}) == 2, "asking takes nothing"
+    assert places.room([Room.of({"CPU": 1.0, "memory": 3 * GIB})] * 2, {"memory": 2 * GIB}) == 2
 
 
 @pytest.mark.parametrize(
@@ -80,7 +92,7 @@ def test_what_is_left_of_the_cluster(sizes, machines, left):
 )
 def test_more_than_the_cluster_has_is_refused(sizes, machines, message):
     with pytest.raises(ValueError, match=r"no such pool|room") as caught:
-        control._left(STATE, sizes, machines)
+        control._left(STATE, sizes, [Room.of(machine) for machine in machines])
     assert str(caught.value) == message
 
 

@@ -46,7 +46,7 @@ def test_a_call_that_hangs_is_given_up_and_says_what_to_set():
     hung.set()
     hung.clear()
     with pytest.raises(TimeoutError, match="loading was not over"):
-        thread.wait("loading", hung.wait)
+        asyncio.run(thread.call("loading", hung.wait))
     assert all(t.daemon for t in threading.enumerate() if t.name == "roles"), "no process waits"
     hung.set()
 
@@ -58,8 +58,6 @@ def test_what_a_call_raises_is_raised_as_it_is(error):
 
     with pytest.raises(type(error), match=str(error)):
         asyncio.run(Thread(5.0).call("work", work))
-    with pytest.raises(type(error), match=str(error)):
-        Thread(5.0).wait("work", work)
 
 
 def test_a_call_that_nobody_waits_for_any_more_is_not_made():
@@ -83,14 +81,37 @@ def test_the_thread_ends_with_its_owner_and_adds_as_torch_was_told_to():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     thread = Thread(5.0)
-    own = thread.wait("who", threading.current_thread)
+    own = asyncio.run(thread.call("who", threading.current_thread))
     assert own is not threading.current_thread()
-    assert thread.wait("count", torch.get_num_threads) == 1
+    assert asyncio.run(thread.call("count", torch.get_num_threads)) == 1
     torch.set_num_threads(threads)
     del thread
     gc.collect()
     own.join(5)
     assert not own.is_alive()
+
+
+def test_a_run_can_be_stopped_while_its_models_load(monkeypatch):
+    """The event loop, and with it a signal, does not wait for them."""
+    loading, go = threading.Event(), threading.Event()
+
+    def load(self, first, resume) -> None:
+        loading.set()
+        go.wait()
+
+    monkeypatch.setattr(Local, "_load", load)
+    recipe = SimpleNamespace(runtime=SimpleNamespace(timeout_s=5.0))
+
+    async def main() -> None:
+        start = asyncio.create_task(Local.start(recipe, first=SimpleNamespace()))
+        await asyncio.to_thread(loading.wait)
+        asyncio.get_running_loop().call_later(0.05, go.set)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+    assert go.is_set(), "and the thread is not left alone in a call"
 
 
 def test_the_roles_of_one_process_hold_the_time_limit():

@@ -9,7 +9,8 @@ from ray.cluster_utils import Cluster
 
 from percent_ray.recipe.tree import Recipe, Role, Runtime
 from percent_ray.runtime import placement
-from percent_ray.runtime.placement import GIB, Machine, check, lacking, options
+from percent_ray.runtime.placement import Machine, check, lacking, options
+from percent_ray.runtime.room import GIB
 
 
 def machine(cpus=8.0, gpus=0.0, gib=64.0, *, name="one", free=None) -> Machine:
