@@ -98,6 +98,11 @@ class Results:
         return f"quality/{self.comparison.evaluation.judges[0]}"
 
     @property
+    def by_task(self) -> bool:
+        """Whether that judge's benchmark has tasks, as GenEval's."""
+        return any(name.startswith(f"{self.reward.partition('/')[2]}/") for name in self.base)
+
+    @property
     def quality(self) -> list[str]:
         return [f"quality/{name}" for name in self.comparison.evaluation.judges]
 

@@ -214,7 +214,9 @@ class Tables:
 
 
 def tabulate(results: Results, geneval: Results) -> Tables:
-    """Every table; `results` are those of table 1, `geneval` those of table S1."""
+    """Every table; `results` are those of table 1, `geneval` those of table S1, which are the same
+    where the reward of all has tasks."""
+    tasked = geneval if geneval.runs else results if results.by_task else None
     frontiers = {space: frontier(results, space) for space in results.vendi}
     above = {row: {s: f.above.get(row, ()) for s, f in frontiers.items()} for row in results.rows}
     before = results.base_pictures()
@@ -224,7 +226,7 @@ def tabulate(results: Results, geneval: Results) -> Tables:
         moved.append(_line(results, row, {c: [s[c] for s in seeds] for c in seeds[0]}))
     return Tables(
         lines=table_1(results),
-        tasks=table_s1(geneval) if geneval.runs else (),
+        tasks=() if tasked is None else table_s1(tasked),
         matched={share: matched(results, share) for share in SHARES},
         frontiers=frontiers,
         above=[_line(results, row, cells) for row, cells in above.items()],
