@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,13 @@ class _Checkpoint:
             mlflow_run_id=self._tracker.run_id,
             oldest=oldest,
         )
-        with checkpoint.writing(self._folder, progress.version, keep=run.keep_checkpoints) as aside:
+        written = checkpoint.writing(self._folder, progress.version, keep=run.keep_checkpoints)
+        with ExitStack() as stack:
+            aside = stack.enter_context(written)
             await self._roles.save(aside, oldest)
             checkpoint.write_state(aside, state, self._recipe)
+            # Checksums and the disk take a minute where a model is large.
+            await asyncio.to_thread(stack.pop_all().close)
         last = checkpoint.latest(self._folder)
         assert last is not None
         self._tracker.file(last / "policy", f"checkpoints/{last.name}")

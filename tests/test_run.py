@@ -1,7 +1,13 @@
+import asyncio
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+from percent_ray.learn import checkpoint
+from percent_ray.loop import Progress
 from percent_ray.recipe import load as recipes
-from percent_ray.run import _cut
+from percent_ray.recipe.tree import Recipe
+from percent_ray.run import _Checkpoint, _cut
 from percent_ray.types import Prompt
 
 
@@ -12,3 +18,29 @@ def test_a_run_says_how_many_prompts_its_tokenizers_cut():
     said = "of the model cuts 1 of 2 prompts at 12 tokens; the longest has 25: 'a red circle and a"
     for line, name in zip(_cut(recipe, [short, long]), ("tokenizer", "tokenizer_2"), strict=True):
         assert line.startswith(f"{name} {said}")
+
+
+def test_the_event_loop_is_free_while_a_checkpoint_goes_to_disk(tmp_path, monkeypatch):
+    """Its checksums take a minute where a model is large, and jobs/scale.py waits 20 s."""
+
+    async def save(folder: Path, oldest: int) -> None:
+        (folder / "policy").mkdir()
+
+    slow, ticks = checkpoint.seal, []
+    monkeypatch.setattr(checkpoint, "seal", lambda folder: (time.sleep(0.3), slow(folder)))
+    tracker = SimpleNamespace(run_id=None, file=lambda path, name: None)
+    write = _Checkpoint(Recipe(), tmp_path, SimpleNamespace(save=save), tracker)
+
+    async def tick() -> None:
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        ticking = asyncio.create_task(tick())
+        await write(Progress(4))
+        ticking.cancel()
+
+    asyncio.run(main())
+    assert checkpoint.problem(checkpoint.latest(tmp_path)) is None
+    assert len(ticks) > 10
