@@ -1,0 +1,170 @@
+"""Training prompts of GenEval's form, none of which is one of the benchmark's own."""
+
+import itertools
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+Record = dict[str, Any]
+"""GenEval's: tag, include, exclude, prompt."""
+SHARES: Final = {
+    "position": 6,
+    "two_object": 5,
+    "counting": 4,
+    "color_attr": 3,
+    "colors": 1,
+    "single_object": 0,
+}
+"""Parts of the groups by task: more of what models are bad at (docs/tuning.md)."""
+NUMBERS: Final = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a benchmark's prompts are made of."""
+
+    classes: tuple[str, ...]
+    colors: tuple[str, ...]
+    relations: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    @staticmethod
+    def of(records: Sequence[Record]) -> "Words":
+        """Those of its own prompts, in alphabetical order."""
+        wanted = [entry for record in records for entry in record["include"]]
+        return Words(
+            tuple(sorted({entry["class"] for entry in wanted})),
+            tuple(sorted({entry["color"] for entry in wanted if "color" in entry})),
+            tuple(sorted({entry["position"][0] for entry in wanted if "position" in entry})),
+            tuple(sorted({entry["count"] for entry in wanted if entry["count"] > 1})),
+        )
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a .jsonl. Raises ValueError, with its line, for one that is none."""
+    records: list[Record] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            if not all(key in record for key in ("tag", "include", "prompt")):
+                raise ValueError("no tag, include or prompt")
+            records.append(record)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+    return records
+
+
+def make(
+    held_out: Sequence[Record], *, count: int, shares: Mapping[str, int], seed: int
+) -> dict[str, list[Record]]:
+    """About `count` training records by task, in parts of `shares`, made of the words of the
+    records that are held out, none of which is among them: nor the same objects in another order.
+
+    A function of `seed`. Tasks of few records have each of them several times. Raises ValueError
+    for an unknown task and where a task has no record that is not held out.
+    """
+    words, total = Words.of(held_out), sum(shares.values())
+    taken = {_meaning(record) for record in held_out}
+    rng = np.random.default_rng(seed)
+    made: dict[str, list[Record]] = {}
+    for task, share in shares.items():
+        if task not in TASKS:
+            raise ValueError(f"no task {task!r}; GenEval has {', '.join(TASKS)}")
+        asked = round(count * share / total)
+        if not asked:
+            continue
+        free = _free(task, words, taken)
+        if not free:
+            raise ValueError(f"{task}: every record of these words is held out; set its share to 0")
+        rounds = [rng.permutation(len(free)) for _ in range(-(-asked // len(free)))]
+        made[task] = [free[i] for i in np.concatenate(rounds)[:asked]]
+    return made
+
+
+def _free(task: str, words: Words, taken: Collection[Any]) -> list[Record]:
+    """Every record of a task that is not `taken`, each meaning once."""
+    seen: set[Any] = set(taken)
+    free: list[Record] = []
+    for record in TASKS[task](words):
+        if (meaning := _meaning(record)) not in seen:
+            seen.add(meaning)
+            free.append(record)
+    return free
+
+
+def _meaning(record: Record) -> Any:
+    """Equal for two records that ask for the same pictures."""
+    entries = [json.dumps(entry, sort_keys=True) for entry in record["include"]]
+    positions = any("position" in entry for entry in record["include"])
+    return record["tag"], tuple(entries if positions else sorted(entries))
+
+
+def _record(tag: str, include: Sequence[Record], words: str, **more: Any) -> Record:
+    return {"tag": tag, "include": list(include), **more, "prompt": f"a photo of {words}"}
+
+
+def _entry(name: str, count: int = 1, **more: Any) -> Record:
+    return {"class": name, "count": count, **more}
+
+
+def _one(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _single_object(words: Words) -> Iterator[Record]:
+    for name in words.classes:
+        yield _record("single_object", [_entry(name)], _one(name))
+
+
+def _two_object(words: Words) -> Iterator[Record]:
+    for one, other in itertools.combinations(words.classes, 2):
+        text = f"{_one(one)} and {_one(other)}"
+        yield _record("two_object", [_entry(one), _entry(other)], text)
+
+
+def _counting(words: Words) -> Iterator[Record]:
+    for name, count in itertools.product(words.classes, words.counts):
+        # As the benchmark has it: "two toothbrushs".
+        plural = f"{name}es" if name.endswith("s") else f"{name}s"
+        exclude = [_entry(name, count + 1)]
+        text = f"{NUMBERS[count]} {plural}"
+        yield _record("counting", [_entry(name, count)], text, exclude=exclude)
+
+
+def _colors(words: Words) -> Iterator[Record]:
+    for name, color in itertools.product(words.classes, words.colors):
+        if name != "person":  # whom the benchmark does not paint
+            yield _record("colors", [_entry(name, color=color)], _one(f"{color} {name}"))
+
+
+def _position(words: Words) -> Iterator[Record]:
+    for anchor, name in itertools.permutations(words.classes, 2):
+        for relation in words.relations:
+            include = [_entry(anchor), _entry(name, position=[relation, 0])]
+            yield _record("position", include, f"{_one(name)} {relation} {_one(anchor)}")
+
+
+def _color_attr(words: Words) -> Iterator[Record]:
+    names = [name for name in words.classes if name != "person"]
+    for one, other in itertools.combinations(names, 2):
+        for first, second in itertools.permutations(words.colors, 2):
+            include = [_entry(one, color=first), _entry(other, color=second)]
+            text = f"{_one(f'{first} {one}')} and {_one(f'{second} {other}')}"
+            yield _record("color_attr", include, text)
+
+
+TASKS: Final = {
+    "single_object": _single_object,
+    "two_object": _two_object,
+    "counting": _counting,
+    "colors": _colors,
+    "position": _position,
+    "color_attr": _color_attr,
+}
+"""Every record of a task that there can be, of the given words."""
