@@ -37,10 +37,10 @@ class Engine(Protocol):
         carries its own weight. `last` marks the final call before `step`."""
         ...
 
-    def step(self) -> float:
-        """One optimizer step on the gradients added since the last one, clipped to
-        `learner.max_grad_norm`. Returns their norm before the clip, over all ranks; raises
-        FloatingPointError where that is not finite."""
+    def step(self, *, lr: float) -> float:
+        """One optimizer step at that learning rate, on the gradients added since the last one,
+        clipped to `learner.max_grad_norm`. Returns their norm before the clip, over all ranks;
+        raises FloatingPointError where that is not finite."""
         ...
 
     def all_reduce(
@@ -94,12 +94,13 @@ class TorchEngine:
     def backward(self, loss: Float[Tensor, ""], *, last: bool) -> None:
         loss.backward()
 
-    def step(self) -> float:
+    def step(self, *, lr: float) -> float:
         gradients = [w.grad for w in self._weights.values() if w.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         check_norm(norm.item())
         if self._max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self._weights.values(), self._max_grad_norm, norm)
+        set_rate(self._optimizer, lr)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return norm.item()
@@ -136,6 +137,19 @@ def saved_weights(folder: Path) -> dict[str, Tensor]:
     """The trained weights by name that `TorchEngine.save` wrote, mapped from the file."""
     path = folder / "engine.pt"
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["weights"]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of every group of weights; one that a checkpoint holds is of its time."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def rate(learner: tree.Learner, version: int) -> float:
+    """lr 2^(-version / half-life): of the update after `version`, whatever `run.steps` is."""
+    if not learner.lr_half_life:
+        return learner.lr
+    return learner.lr * 0.5 ** (version / learner.lr_half_life)
 
 
 def adamw(learner: tree.Learner, weights: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:

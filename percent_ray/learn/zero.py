@@ -17,6 +17,7 @@ from percent_ray.learn.engine import (
     check_stamp,
     copies,
     exchanged,
+    set_rate,
     snapshot,
     write_stamp,
 )
@@ -43,9 +44,10 @@ class ZeroEngine:
         settings = _settings(learner, _dtype(self._weights, learner.zero_stage))
         deepspeed = _import_deepspeed()
         self._gathered = deepspeed.zero.GatheredParameters
+        self._optimizer = adamw(learner, self._weights)
         self._engine, *_ = deepspeed.initialize(
             model=policy.module,
-            optimizer=adamw(learner, self._weights),
+            optimizer=self._optimizer,
             config=settings,
             dist_init_required=False,
         )
@@ -64,8 +66,9 @@ class ZeroEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss * self.scale)
 
-    def step(self) -> float:
+    def step(self, *, lr: float) -> float:
         norm = self._plain_norm() if self._stage == 0 else None
+        set_rate(self._optimizer, lr)
         self._engine.step()
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())

@@ -198,7 +198,9 @@ class Learner(Section):
     """Replay noisy denoising steps (GRPO), or flow matching on finished images (`forward`)."""
     old: Old = Old()
     lr: bounds.Rate = 3e-4
-    """AdamW learning rate, constant."""
+    """AdamW learning rate, at first."""
+    lr_half_life: bounds.CountOrOff = 0
+    """Learner steps after which it is half, and half again; 0 keeps it."""
     betas: tuple[bounds.Fraction, bounds.Fraction] = (0.9, 0.999)
     """AdamW betas."""
     eps: Annotated[float, Field(ge=1e-20, le=1)] = 1e-8

@@ -24,7 +24,7 @@ from percent_ray.learn.batch import (
     shares,
 )
 from percent_ray.learn.ema import Ema
-from percent_ray.learn.engine import Engine
+from percent_ray.learn.engine import Engine, rate
 from percent_ray.learn.forward import Forward
 from percent_ray.learn.meter import Meter
 from percent_ray.learn.old import Old
@@ -94,6 +94,7 @@ class Learner:
         self._process.begin(self._batches(images, parts[1:]))
         floor: Mapping[str, float] = {}
         drawn = all(row.version == self.version for row in batch.rows)
+        lr = rate(self._recipe.learner, self.version)
         for chunk in parts:
             tallies.append(self._accumulate(images, chunk))
             if drawn and not self._checked:
@@ -103,7 +104,7 @@ class Learner:
             whole = all(images.split(one[-1], other[0]) for one, other in pairwise(cut))
             self._meter.end_step(independent=whole)
             try:
-                norms.append(self._engine.step())
+                norms.append(self._engine.step(lr=lr))
             except FloatingPointError as error:
                 raise FloatingPointError(f"{error}: {_culprit(images, tallies[-1])}") from None
             if self._ema is not None:
@@ -114,6 +115,7 @@ class Learner:
             measured |= reduce(tallies, self._engine)
             # A resumed run is checked, too, and logs what one without a break does.
             measured |= {} if self.version > 1 else floor
+            measured["learner/lr"] = lr
             measured |= {"grad/norm": sum(norms) / len(norms), "grad/norm_max": max(norms)}
             measured |= self._meter.metrics()
             if self._old is not None:

@@ -73,6 +73,34 @@ def direct_loss(policy, recipe, batch, images, *, kl=0.0, form="gaussian", guard
     return torch.stack(losses).mean()
 
 
+def test_the_learning_rate_is_half_after_its_half_life_also_after_a_resume(tmp_path):
+    """AdamW written out: the same gradients at 1, 1/sqrt 2 and 1/2 of the learning rate."""
+    recipe = fake_recipe(
+        tmp_path, learner={"updates": 1, "ema_decay": 0, "lr_half_life": 2, "lr": 1e-2}
+    )
+    learner, policy = make_learner(recipe)
+    plain = FakePolicy()
+    weights = list(plain.trainable().values())
+    optimizer = torch.optim.AdamW(weights, eps=1e-4, weight_decay=1e-4)
+    for version in range(3):
+        if version == 2:  # from a checkpoint of another rate
+            (tmp_path / "saved").mkdir()
+            learner.save(tmp_path / "saved")
+            learner, policy = make_learner(recipe)
+            learner.load(tmp_path / "saved")
+        batch = draw_batch(FakePolicy(), recipe, step=version, version=version, drawn_by=0)
+        metrics = learner.update(batch).metrics
+        for group in optimizer.param_groups:
+            group["lr"] = metrics["learner/lr"]
+        assert metrics["learner/lr"] == pytest.approx(1e-2 * 0.5 ** (version / 2))
+        optimizer.zero_grad()
+        direct_loss(plain, recipe, batch, range(24)).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 0.05)
+        optimizer.step()
+        for name, weight in policy.trainable().items():
+            torch.testing.assert_close(weight, plain.trainable()[name], rtol=0, atol=2e-7)
+
+
 GUARD = {"ratio": "guard", "step_weights": "guard"}
 
 

@@ -26,6 +26,7 @@ def recipe(tmp_path_factory):
     return fake_recipe(
         tmp_path_factory.mktemp("recipe"),
         objective={"kl": 0.3, "clip_low": 0.004, "clip_high": 0.006},
+        learner={"lr_half_life": 2},
     )
 
 
