@@ -19,6 +19,9 @@ GENEVAL: Final = dict(color_attr=1, colors=2, position=6, two_object=20, countin
 pairs, and 12 are pairs of shapes or counts, which the benchmark weighs as much: by these repeats
 the tasks have 16, 5, 32, 26 and 21 % of the groups, more where the base model is worse."""
 
+GENEVAL_TEST: Final = 48
+"""Lines of each task in ``geneval_test.jsonl``, so that a mean over pictures is one over tasks."""
+
 
 def split(seed: int = 0) -> tuple[list[scenes.Metadata], list[scenes.Metadata]]:
     """Disjoint (train, test) records of all six tasks."""
@@ -41,12 +44,14 @@ def probe(test: list[scenes.Metadata]) -> list[scenes.Metadata]:
 
 
 def write(folder: Path, seed: int = 0) -> None:
-    """Writes ``train.jsonl``, ``geneval.jsonl``, ``test.jsonl`` and ``probe.jsonl`` into
-    ``folder``."""
+    """Writes ``train.jsonl``, ``geneval.jsonl``, ``test.jsonl``, ``geneval_test.jsonl`` and
+    ``probe.jsonl`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     train, test = split(seed)
     geneval = [record for record in train for _ in range(GENEVAL.get(record["tag"], 0))]
     files = {"train": train, "geneval": geneval, "test": test, "probe": probe(test)}
+    repeats = {task: GENEVAL_TEST // count for task, count in TEST_COUNTS.items()}
+    files["geneval_test"] = [record for record in test for _ in range(repeats[record["tag"]])]
     for name, records in files.items():
         lines = [json.dumps(record) + "\n" for record in records]
         (folder / f"{name}.jsonl").write_text("".join(lines))

@@ -171,6 +171,12 @@ def test_the_shipped_prompt_files_are_those_of_the_job(tmp_path):
         for name in ("train", "geneval", "test")
     )
     assert not [record for record in geneval if record in test or record not in train]
+    held_out = [
+        json.loads(line) for line in (shipped / "geneval_test.jsonl").read_text().splitlines()
+    ]
+    assert not [record for record in held_out if record not in test]
+    tags = [record["tag"] for record in held_out]
+    assert {tags.count(tag) for tag in set(tags)} == {prompts.GENEVAL_TEST}
     tags = [record["tag"] for record in geneval]
     shares = {tag: round(tags.count(tag) / len(tags), 2) for tag in dict.fromkeys(tags)}
     assert shares == {
