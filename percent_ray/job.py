@@ -114,8 +114,8 @@ def end(error: BaseException, *, stopped: str = "") -> NoReturn:
 
 def _take_signals() -> None:
     signal.signal(signal.SIGTERM, _terminate)
-    # A lost ssh ends nothing, as under nohup: also not the processes that Ray starts, which inherit
-    # this.
+    # A lost ssh ends no training, nor the processes that Ray starts, which inherit this. Other jobs
+    # end at their next line, and the same command goes on.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Read when Ray is imported. Its C++ would take SIGTERM for a failure, and abort with a stack.
     os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")

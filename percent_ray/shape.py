@@ -52,9 +52,11 @@ def shape(
     weights = shaped.weights
     if recipe.objective.kl:
         kl = torch.full_like(weights.advantage, recipe.objective.kl)
-        if recipe.objective.kl_steps and not recipe.is_forward:
-            kl[..., recipe.objective.kl_steps :] = 0
         held = kl if weights.kl_reference is None else kl + weights.kl_reference
+        weights = replace(weights, kl_reference=held)
+    if weights.kl_reference is not None and recipe.objective.kl_steps and not recipe.is_forward:
+        held = weights.kl_reference.clone()
+        held[..., recipe.objective.kl_steps :] = 0
         weights = replace(weights, kl_reference=held)
     teaches = weights.teaches(dims=2)
     rows = tuple(

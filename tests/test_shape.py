@@ -244,3 +244,13 @@ def test_a_kl_of_the_early_steps_holds_the_first_trained_ones_only():
     kl = batch.rows[0].weights.kl_reference
     assert kl is not None
     np.testing.assert_allclose(kl, np.tile([0.1, 0.1, 0.0], (K, 1)))
+
+
+def test_it_holds_a_methods_own_kl_at_those_steps_only_too():
+    held = recipe(name="gardo", image_spaces=("clip",), judges=("clip",))
+    objective = held.objective.model_copy(update={"kl_steps": 1})
+    batch, _, _ = shape(held.model_copy(update={"objective": objective}), 3, [group(0)], {})
+    kl = batch.rows[0].weights.kl_reference
+    assert kl is not None
+    assert kl[:, 0].any()
+    assert not kl[:, 1:].any()

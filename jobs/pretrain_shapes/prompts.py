@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 
+from percent_ray.data.geneval_prompts import meaning
 from percent_ray.shapes import scenes
 
 TEST_COUNTS: Final = dict(
@@ -14,13 +15,10 @@ TEST_COUNTS: Final = dict(
 PROBE_PER_TASK: Final = 2
 TRAIN_LIMIT: Final = 96
 """Records of one task in the training file, so that colour pairs do not swamp the others."""
-GENEVAL: Final = dict(color_attr=1, colors=2, position=6, two_object=20, counting=32)
+GENEVAL: Final = dict(color_attr=1, colors=2, position=7, two_object=22, counting=26)
 """How often ``geneval.jsonl`` has each training record of a task. Of 158 records 96 are colour
 pairs, and 12 are pairs of shapes or counts, which the benchmark weighs as much: by these repeats
-the tasks have 16, 5, 32, 26 and 21 % of the groups, more where the base model is worse."""
-
-GENEVAL_TEST: Final = 48
-"""Lines of each task in ``geneval_test.jsonl``, so that a mean over pictures is one over tasks."""
+the tasks have 16, 6, 32, 25 and 20 % of the groups, more where the base model is worse."""
 
 
 def split(seed: int = 0) -> tuple[list[scenes.Metadata], list[scenes.Metadata]]:
@@ -44,14 +42,14 @@ def probe(test: list[scenes.Metadata]) -> list[scenes.Metadata]:
 
 
 def write(folder: Path, seed: int = 0) -> None:
-    """Writes ``train.jsonl``, ``geneval.jsonl``, ``test.jsonl``, ``geneval_test.jsonl`` and
-    ``probe.jsonl`` into ``folder``."""
+    """Writes ``train.jsonl``, ``geneval.jsonl``, ``test.jsonl`` and ``probe.jsonl`` into
+    ``folder``. ``geneval.jsonl`` has no picture of a held-out prompt in other words either."""
     folder.mkdir(parents=True, exist_ok=True)
     train, test = split(seed)
-    geneval = [record for record in train for _ in range(GENEVAL.get(record["tag"], 0))]
+    held_out = {meaning(record) for record in test}
+    free = [record for record in train if meaning(record) not in held_out]
+    geneval = [record for record in free for _ in range(GENEVAL.get(record["tag"], 0))]
     files = {"train": train, "geneval": geneval, "test": test, "probe": probe(test)}
-    repeats = {task: GENEVAL_TEST // count for task, count in TEST_COUNTS.items()}
-    files["geneval_test"] = [record for record in test for _ in range(repeats[record["tag"]])]
     for name, records in files.items():
         lines = [json.dumps(record) + "\n" for record in records]
         (folder / f"{name}.jsonl").write_text("".join(lines))

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from percent_ray.recipe.errors import first_line
+from percent_ray.scorers import geneval_record
+
 Record = dict[str, Any]
 """GenEval's: tag, include, exclude, prompt."""
 SHARES: Final = {
@@ -20,6 +23,7 @@ SHARES: Final = {
     "single_object": 0,
 }
 """Parts of the groups by task: more of what models are bad at (docs/tuning.md)."""
+OPPOSITE: Final = {"right of": "left of", "below": "above"}
 NUMBERS: Final = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six"}
 
 
@@ -47,17 +51,34 @@ class Words:
 def read(path: Path) -> list[Record]:
     """The records of a .jsonl. Raises ValueError, with its line, for one that is none."""
     records: list[Record] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start + 1} is not UTF-8") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            if not all(key in record for key in ("tag", "include", "prompt")):
-                raise ValueError("no tag, include or prompt")
+            if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+                raise ValueError("no object with a prompt")
+            bare = {key: value for key, value in record.items() if key != "prompt"}
+            geneval_record.check(bare, _own(record.get("include")))
+            if record["tag"] == "position" and len(record["include"]) != 2:
+                raise ValueError("a position is of two objects")
+            if more := [e["count"] for e in record["include"] if e["count"] not in NUMBERS]:
+                raise ValueError(f"{more[0]} of an object: counts are written up to {max(NUMBERS)}")
             records.append(record)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: {first_line(error)}") from None
     return records
+
+
+def _own(include: Any) -> geneval_record.Vocabulary:
+    """The colours of a record: whatever a detector may know."""
+    entries = include if isinstance(include, list) else []
+    colors = [entry.get("color") for entry in entries if isinstance(entry, dict)]
+    return geneval_record.Vocabulary(tuple(c for c in colors if isinstance(c, str)), None)
 
 
 def make(
@@ -67,10 +88,10 @@ def make(
     records that are held out, none of which is among them: nor the same objects in another order.
 
     A function of `seed`. Tasks of few records have each of them several times. Raises ValueError
-    for an unknown task and where a task has no record that is not held out.
+    for an unknown task, where a task has no record that is not held out, and where none is made.
     """
     words, total = Words.of(held_out), sum(shares.values())
-    taken = {_meaning(record) for record in held_out}
+    taken = {meaning(record) for record in held_out}
     rng = np.random.default_rng(seed)
     made: dict[str, list[Record]] = {}
     for task, share in shares.items():
@@ -84,6 +105,8 @@ def make(
             raise ValueError(f"{task}: every record of these words is held out; set its share to 0")
         rounds = [rng.permutation(len(free)) for _ in range(-(-asked // len(free)))]
         made[task] = [free[i] for i in np.concatenate(rounds)[:asked]]
+    if not made:
+        raise ValueError(f"{count} prompts are less than one of any task; give more")
     return made
 
 
@@ -92,17 +115,27 @@ def _free(task: str, words: Words, taken: Collection[Any]) -> list[Record]:
     seen: set[Any] = set(taken)
     free: list[Record] = []
     for record in TASKS[task](words):
-        if (meaning := _meaning(record)) not in seen:
-            seen.add(meaning)
+        if (asked := meaning(record)) not in seen:
+            seen.add(asked)
             free.append(record)
     return free
 
 
-def _meaning(record: Record) -> Any:
-    """Equal for two records that ask for the same pictures."""
-    entries = [json.dumps(entry, sort_keys=True) for entry in record["include"]]
-    positions = any("position" in entry for entry in record["include"])
-    return record["tag"], tuple(entries if positions else sorted(entries))
+def meaning(record: Record) -> Any:
+    """Equal for two records that ask for the same pictures: the same objects in another order, or
+    an anchor and what lies left of it turned round."""
+    if record["tag"] != "position":
+        return record["tag"], tuple(sorted(_key(entry) for entry in record["include"]))
+    anchor, other = record["include"]
+    relation = other["position"][0]
+    pair = anchor["class"], other["class"]
+    if relation in OPPOSITE:
+        relation, pair = OPPOSITE[relation], pair[::-1]
+    return record["tag"], relation, pair
+
+
+def _key(entry: Record) -> str:
+    return json.dumps(entry, sort_keys=True)
 
 
 def _record(tag: str, include: Sequence[Record], words: str, **more: Any) -> Record:

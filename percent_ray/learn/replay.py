@@ -69,6 +69,13 @@ class Replay:
         clip = min(self._objective.clip_low, self._objective.clip_high)
         if floor > clip / 2:
             same = "model.compile false" if self._compiled else "model.dtype float32"
+            if self._objective.ratio == "guard":
+                raise ValueError(
+                    f"before the first update GRPO-Guard's ratio is up to {floor:.1e} from 1: its "
+                    f"means are stored in {self._sampling.storage_dtype}, whose rounding is more "
+                    f"than half of objective.clip_low or clip_high, {clip:g}; set sampling."
+                    f"storage_dtype float32, {same}, or a wider clip range"
+                )
             raise ValueError(
                 f"before the first update the ratio is up to {floor:.1e} from 1 ({share:.0%} of "
                 "transitions lie outside the clip range): draw and replay round differently, by "

@@ -41,7 +41,8 @@ def calibrated(
     """lambda = rel std(r) / std(term): variances within groups, pooled over the first
     CALIBRATION_STEPS steps and kept from then on.
 
-    Raises ValueError where rewards or term have not varied within any group so far.
+    0 as long as rewards or term have not varied within any group. Raises ValueError where they have
+    not over all of those steps.
     """
     keys = [f"{name}/calibration/{what}" for what in ("steps", "reward", "term")]
     steps, reward, spread = (state.get(key, 0.0) for key in keys)
@@ -51,6 +52,8 @@ def calibrated(
         spread += _pooled_variance(term)
         state = {**state, **dict(zip(keys, (steps, reward, spread), strict=True))}
     for what, variance in (("rewards", reward), (f"terms ({name})", spread)):
+        if not variance > 0 and steps < CALIBRATION_STEPS:
+            return 0.0, state
         if not variance > 0:
             raise ValueError(
                 f"the {what} of {rewards.shape[0]} groups of {rewards.shape[1]} have std 0 within "
@@ -67,10 +70,15 @@ def held(
 
     `entropy` is this step's measurement, None where there is none. `start` is the first step's
     strength, read then only. A share of the effective number, since nats have no zero to take a
-    share of. Raises ValueError where the first step has no measurement.
+    share of. Raises ValueError where the first step has no measurement, or a strength of 0.
     """
     keys = [f"{name}/held/{what}" for what in ("start", "target", "log_strength", "missing")]
     if keys[0] not in state:
+        if not start:
+            raise ValueError(
+                "method.strength auto begins with the first step's rewards, which do not vary "
+                "within any group; set a number, or data.groups_per_step higher"
+            )
         if entropy is None:
             raise ValueError("method.strength auto needs probes: set monitor.probe_every above 0")
         log = math.log(start)

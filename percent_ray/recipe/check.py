@@ -1,5 +1,6 @@
 """What has to fit together in a recipe, beyond the bounds of each key."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -165,12 +166,33 @@ def _objective(recipe: "Recipe") -> Iterator[str]:
                 "objective.ratio guard compares means with those that were drawn around; set "
                 "objective.old_log_prob drawn, or objective.ratio plain"
             )
+    clusters, images = getattr(recipe.method, "clusters", 0), recipe.sampling.group_size
+    if clusters >= images:
+        yield (
+            f"method.clusters {clusters}: a group has {images} images (sampling.group_size), each "
+            f"then its own cluster; set it to {max(2, images // 4)}, or a larger group"
+        )
+    if objective.kl_steps and not recipe.is_forward:
+        yield from _kl_steps(recipe)
     held = objective.kl or hasattr(recipe.method, "judges")  # gardo's own KL
     if not held and (objective.kl_steps or objective.kl_form == "mean"):
         yield (
             f"objective.kl_steps {objective.kl_steps}, kl_form {objective.kl_form}: are of a KL; "
             "set objective.kl above 0, or leave them out"
         )
+
+
+def _kl_steps(recipe: "Recipe") -> Iterator[str]:
+    asked = recipe.objective.kl_steps
+    if recipe.sampling.window_size:
+        yield (
+            f"objective.kl_steps {asked}: is of the first steps, and a window (sampling."
+            "window_size) may lie behind them; set one of the two to 0"
+        )
+        return
+    with contextlib.suppress(ValueError):  # told by `_steps`
+        if asked > (steps := len(recipe.trained_steps(0))):
+            yield f"objective.kl_steps {asked}: {steps} steps are trained; set it lower, or to 0"
 
 
 def _roles(recipe: "Recipe") -> Iterator[str]:

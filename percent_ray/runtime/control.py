@@ -184,12 +184,14 @@ def _left(state: State, sizes: Mapping[str, int], free: Sequence[Room]) -> Seque
     if unknown := sorted(set(sizes) - set(state.sizes)):
         raise ValueError(f"{unknown[0]}: no such pool; a run has {', '.join(state.sizes)}")
     growth = {role: workers - state.sizes[role].wanted for role, workers in sizes.items()}
-    given: dict[str, float] = {}
-    for role, more in growth.items():
-        for name, amount in state.sizes[role].need.items():
-            given[name] = given.get(name, 0.0) + amount * max(0, -more)
-    # What is given back lies on machines that only Ray knows.
-    left = [*deepcopy(free), Room.of(given)]
+    # What is given back lies on machines that only Ray knows, and each share of a card by itself.
+    back = [Room.of(state.sizes[role].need) for role, more in growth.items() for _ in range(-more)]
+    given = Room(
+        cpus=sum(room.cpus for room in back),
+        memory=sum(room.memory for room in back),
+        cards=[card for room in back for card in room.cards],
+    )
+    left = [*deepcopy(free), given]
     for role, more in growth.items():
         need, have = state.sizes[role].need, state.sizes[role].wanted
         room = places.room(left, need)

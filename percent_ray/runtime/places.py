@@ -24,9 +24,11 @@ def room(machines: Sequence[Room], worker: Resources) -> int:
     """How many such workers find a place."""
     if not worker:
         return ENOUGH
-    left, count = [deepcopy(machine) for machine in machines], 0
-    while count < ENOUGH and any(machine.take(worker) for machine in left):
-        count += 1
+    count = 0
+    for machine in machines:  # of equal workers each takes what it takes, whatever the others do
+        left = deepcopy(machine)
+        while count < ENOUGH and left.take(worker):
+            count += 1
     return count
 
 

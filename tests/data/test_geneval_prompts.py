@@ -24,12 +24,12 @@ def test_the_words_of_every_task_are_the_benchmarks_own():
     words = geneval_prompts.Words.of(HELD_OUT)
     assert (len(words.classes), len(words.colors), words.counts) == (80, 10, (2, 3, 4))
     for task, every in geneval_prompts.TASKS.items():
-        possible = {geneval_prompts._meaning(record): record for record in every(words)}
+        possible = {geneval_prompts.meaning(record): record for record in every(words)}
         own = [record for record in HELD_OUT if record["tag"] == task]
-        found = [possible[m] for r in own if (m := geneval_prompts._meaning(r)) in possible]
+        found = [possible[m] for r in own if (m := geneval_prompts.meaning(r)) in possible]
         assert len(found) >= 0.9 * len(own), task
         prompts = {record["prompt"] for record in own}
-        if task not in ("two_object", "color_attr"):  # in any order
+        if task not in ("two_object", "color_attr", "position"):  # in any order
             assert {record["prompt"] for record in found} <= prompts, task
 
 
@@ -67,6 +67,52 @@ def test_a_task_without_a_free_record_is_told():
         make(held_out, count=10, shares={"color": 1}, seed=0)
 
 
+def test_what_lies_left_of_an_anchor_is_the_anchor_right_of_it():
+    """So no benchmark's position comes back turned round."""
+
+    def at(anchor: str, relation: str, name: str) -> dict:
+        entries = [{"class": anchor, "count": 1}]
+        entries.append({"class": name, "count": 1, "position": [relation, 0]})
+        return {"tag": "position", "include": entries, "prompt": ""}
+
+    same = geneval_prompts.meaning
+    assert same(at("cow", "left of", "dog")) == same(at("dog", "right of", "cow"))
+    assert same(at("cow", "above", "dog")) == same(at("dog", "below", "cow"))
+    assert same(at("cow", "left of", "dog")) != same(at("dog", "left of", "cow"))
+    assert same(at("cow", "left of", "dog")) != same(at("cow", "above", "dog"))
+    taken = {same(record) for record in HELD_OUT}
+    made = make(HELD_OUT, count=20_000, shares={"position": 1}, seed=0)["position"]
+    assert not [record for record in made if same(record) in taken]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[]", "no object with a prompt"),
+        ("{", "Expecting"),
+        ('{"prompt": "x", "tag": "colors", "include": "red"}', "include is 'red'; give a list"),
+        ('{"prompt": "x", "tag": "colors", "include": [{"class": "cow"}]}', "has no count"),
+        (
+            '{"prompt": "x", "tag": "counting", "include": [{"class": "cow", "count": 7}]}',
+            "7 of an object: counts are written up to 6",
+        ),
+        (
+            '{"prompt": "x", "tag": "position", "include": [{"class": "cow", "count": 1}]}',
+            "a position is of two objects",
+        ),
+    ],
+)
+def test_a_held_out_file_that_is_none_is_told_with_its_line(tmp_path, line, said):
+    file = tmp_path / "held_out.jsonl"
+    file.write_text(f"\n{line}\n")
+    with pytest.raises(ValueError, match=r"held_out\.jsonl:2: ") as caught:
+        geneval_prompts.read(file)
+    assert said in str(caught.value)
+    file.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"held_out\.jsonl: byte 1 is not UTF-8"):
+        geneval_prompts.read(file)
+
+
 TASKS = geneval_prompts.TASKS
 
 
@@ -87,6 +133,7 @@ def test_the_job_writes_prompts_that_a_run_reads(tmp_path):
     for arguments, said in (
         (["--shares", "position"], "'position' is no TASK=PARTS such as position=7"),
         (["--count", "0"], "--count 0: give 1 to"),
+        (["--count", "1"], "1 prompts are less than one of any task; give more"),
         (["--held-out", str(tmp_path / "no.jsonl")], "no.jsonl: no such file"),
     ):
         wrong = run("--to", str(tmp_path / "other.jsonl"), *arguments)

@@ -111,6 +111,14 @@ def test_uni_tmpos_advantages_are_the_gradient_of_its_kl():
     torch.testing.assert_close(-advantage / K, gradient.float(), atol=1e-6, rtol=1e-4)
 
 
+def test_uni_tmpos_advantages_sum_to_0_also_where_one_image_alone_is_right():
+    rewards = torch.zeros(G, K)
+    rewards[:, 2] = 1.0
+    advantage = METHODS["uni_tmpo"]()(signals(rewards=rewards, advantage_clip=1.5)).weights
+    torch.testing.assert_close(advantage.advantage.sum(1), torch.zeros(G, S), atol=1e-5, rtol=0)
+    assert advantage.advantage[:, 2].amax() > 1.5
+
+
 def test_uni_tmpo_leaves_groups_of_equal_rewards_out():
     rewards = 0.1 * normal(0, G, K)
     rewards[1] = 0.5 + 1e-4 * torch.arange(K)
@@ -194,3 +202,13 @@ def test_the_penalty_of_means_has_no_variance_in_it():
     old, now, _, _ = moved(by=0.5)
     expected = [(now.mean[i] - old.mean[i]).square().mean().item() for i in range(6)]
     np.testing.assert_allclose(reference_kl(now, old, form="mean").detach(), expected, rtol=1e-5)
+
+
+def test_a_relative_bonus_waits_for_rewards_that_differ():
+    """Of a verdict alone every group of the first step may be all wrong."""
+    features = torch.stack([bunches((3, 2, 1), seed=seed)[0] for seed in range(G)])
+    same = signals(features={"dino": features}, rewards=torch.zeros(G, K))
+    first = METHODS["diverse_grpo"](clusters=3)(same)
+    assert not first.weights.advantage.any()
+    later = signals(features={"dino": features}, state=first.state)
+    assert METHODS["diverse_grpo"](clusters=3)(later).metrics["shaping/strength"] > 0

@@ -3,15 +3,34 @@ import math
 import pytest
 import torch
 
-from percent_ray.objective.strength import LARGEST_STEP, REACH, ascend, calibrated, held
+from percent_ray.objective.strength import (
+    CALIBRATION_STEPS,
+    LARGEST_STEP,
+    REACH,
+    State,
+    ascend,
+    calibrated,
+    held,
+)
 
 
 def test_a_flat_reward_or_term_is_refused():
     flat, varied = torch.full((2, 3), 0.1), torch.tensor([[0.0, 1.0, 2.0]] * 2)
-    with pytest.raises(ValueError, match="the rewards of 2 groups of 3 have std 0"):
-        calibrated({}, flat, varied, 0.5, name="term")
-    with pytest.raises(ValueError, match=r"the terms \(dino\) of 2 groups of 3 have std 0"):
-        calibrated({}, varied, flat, 0.5, name="dino")
+    for rewards, term, said in (
+        (flat, varied, "the rewards of 2 groups of 3 have std 0"),
+        (varied, flat, r"the terms \(dino\) of 2 groups of 3 have std 0"),
+    ):
+        state: State = {}
+        for _ in range(CALIBRATION_STEPS - 1):
+            weight, state = calibrated(state, rewards, term, 0.5, name="dino")
+            assert weight == 0, "a first step may have none by chance"
+        with pytest.raises(ValueError, match=said):
+            calibrated(state, rewards, term, 0.5, name="dino")
+
+
+def test_a_strength_cannot_be_held_from_0_on():
+    with pytest.raises(ValueError, match="auto begins with the first step's rewards, which do not"):
+        held({}, 1.0, 0.0, 0.9, name="dino")
 
 
 def test_a_step_of_the_log_strength_is_damped_and_bounded():

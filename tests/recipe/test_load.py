@@ -211,6 +211,19 @@ def test_null_takes_a_scorer_out(folder):
             "--objective.kl_steps 2",
             "objective.kl_steps 2, kl_form gaussian: are of a KL; set objective.kl above 0, or ",
         ),
+        (
+            "--objective.kl 1 --objective.kl_steps 30",
+            "objective.kl_steps 30: 9 steps are trained; set it lower, or to 0",
+        ),
+        (
+            "--objective.kl 1 --objective.kl_steps 1 --sampling.window_size 2 "
+            "--sampling.window_high 5",
+            "objective.kl_steps 1: is of the first steps, and a window (sampling.window_size) may",
+        ),
+        (
+            "--method.name diverse_grpo --method.image_spaces [pickscore] --sampling.group_size 4",
+            "method.clusters 4: a group has 4 images (sampling.group_size), each then its own",
+        ),
         ("--scorers.pickscore.verdict 2", "scorers.pickscore.verdict: got 2, needs at most 1"),
         ("--scorers.vae.kind clip", "scorers: 'vae' can be no name; give letters, digits, '_' and"),
         ("--sampling.window_size 30", "sampling.window_size: an SDE window of 30 steps does not"),

@@ -54,6 +54,14 @@ def test_what_is_left_of_the_cluster(sizes, machines, left):
     assert {role: places.room(free, size.need) for role, size in STATE.sizes.items()} == left
 
 
+def test_parts_of_cards_that_are_given_back_are_no_larger_together():
+    """Two rollout workers of 0.6 go, and two perception workers of 0.6 come."""
+    part = {"CPU": 1.0, "GPU": 0.6}
+    state = State(1, {"rollout": Size(4, 4, part), "perception": Size(1, 1, part)})
+    left = control._left(state, {"rollout": 2, "perception": 3}, [Room.of({"CPU": 4.0})])
+    assert sorted(round(card, 6) for room in left for card in room.cards) == [0.0, 0.0]
+
+
 def test_a_part_of_a_card_lies_on_one_card():
     """2 cards and 0.6 of one for each worker: 2 find a place, though 2 / 0.6 is 3.3."""
     from percent_ray.runtime import places

@@ -1,5 +1,6 @@
 """DiverseGRPO (arXiv 2512.21514), a rival: images of small clusters are worth more."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, cast
 
@@ -57,8 +58,8 @@ def bonus(labels: list[int]) -> Float32[Tensor, " K"]:
 
 
 def cluster(features: Float32[Tensor, "K D"], count: int) -> list[int]:
-    """Spectral clusters of unit-norm features, scikit-learn's, without a random draw. All in one
-    where most of them are the same."""
+    """Spectral clusters of unit-norm features, scikit-learn's, without a random draw; fewer than
+    there are images. All in one where most of them are the same to float32."""
     # scikit-learn ships no types.
     from sklearn.cluster import SpectralClustering  # pyright: ignore[reportMissingTypeStubs]
 
@@ -73,4 +74,7 @@ def cluster(features: Float32[Tensor, "K D"], count: int) -> list[int]:
     split = SpectralClustering(
         count, affinity="precomputed", assign_labels="cluster_qr", random_state=0
     )
-    return cast(Any, split).fit_predict(affinity.numpy()).tolist()
+    with warnings.catch_warnings():
+        # That outliers are far from the rest is what is looked for.
+        warnings.simplefilter("ignore")
+        return cast(Any, split).fit_predict(affinity.numpy()).tolist()

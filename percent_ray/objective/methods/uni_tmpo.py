@@ -16,7 +16,8 @@ class UniTmpo:
 
     q = softmax(beta r) is what the group is to be drawn like, p = softmax(s) how the policy draws
     it, s the sum of an image's log-probs. KL(q || p) has the gradient sum (p_i - q_i) grad s_i, so
-    that A_i = K (q_i - p_i): of sum 0, and no std divides. Groups whose rewards are within
+    that A_i = K (q_i - p_i): of sum 0, no std divides, and `objective.advantage_clip` does not cut,
+    since a cut of the best one alone would leave a sum below 0. Groups whose rewards are within
     `least_range` teach nothing. Open in the paper's account and chosen here: log-probs are means
     over the latent's elements, as everywhere here (sums would let the noise's norm decide p), and p
     is that of the policy that has drawn the group. The forward process has no log-probs: p = 1 / K.
@@ -35,7 +36,6 @@ class UniTmpo:
         advantage = count * (wanted - drawn)
         reach = s.rewards.amax(1) - s.rewards.amin(1)
         advantage = torch.where((reach > self.least_range).unsqueeze(1), advantage, 0.0)
-        advantage = advantage.clamp(-s.advantage_clip, s.advantage_clip)
         # How many images of a group q is spread over.
         spread = (-(wanted * wanted.clamp_min(1e-300).log()).sum(1)).exp().mean().item()
         return Shaped(
