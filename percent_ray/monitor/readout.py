@@ -87,8 +87,8 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
     if ahead is not None and ahead.below_0:
         lines.append(
             f"steps overshoot: on fresh images the last update leads uphill (cosine "
-            f"{ahead.mean:.4f} ± {ahead.error:.4f}); set learner.lr lower or "
-            "data.groups_per_step higher"
+            f"{ahead.mean:.4f} ± {ahead.error:.4f}); set learner.lr lower, "
+            "learner.lr_half_life to let it fall, or data.groups_per_step higher"
         )
     differ = [m[DIFFER] for m in steps if DIFFER in m]
     if differ and (mean := math.fsum(differ) / len(differ)) < FEW:
