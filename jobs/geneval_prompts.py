@@ -24,14 +24,10 @@ HELD_OUT = Path(__file__).parent / "recipes" / "prompts" / "geneval_553.jsonl"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    from percent_ray.data.geneval_prompts import SHARES
-
     parser = job.Parser(usage=USAGE, description=(__doc__ or "").strip())
     parser.add_argument("--to", type=Path, required=True, help="the file, which is new")
     parser.add_argument("--count", type=int, default=20_000, help="prompts in all, about")
-    parser.add_argument(
-        "--shares", type=_shares, default=SHARES, help="parts of the prompts by task"
-    )
+    parser.add_argument("--shares", type=_shares, help="parts of the prompts by task")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
     parser.add_argument(
         "--held-out", type=Path, default=HELD_OUT, help="the benchmark's own prompts"
@@ -66,7 +62,7 @@ def make() -> None:
     made = geneval_prompts.make(
         geneval_prompts.read(arguments.held_out),
         count=arguments.count,
-        shares=arguments.shares,
+        shares=arguments.shares or geneval_prompts.SHARES,
         seed=arguments.seed,
     )
     with arguments.to.open("x", encoding="utf-8") as file:

@@ -100,7 +100,8 @@ class Results:
     @property
     def by_task(self) -> bool:
         """Whether that judge's benchmark has tasks, as GenEval's."""
-        return any(name.startswith(f"{self.reward.partition('/')[2]}/") for name in self.base)
+        judge = self.comparison.evaluation.judges[0]
+        return any(name.startswith(f"{judge}/") for name in self.base)
 
     @property
     def quality(self) -> list[str]:

@@ -99,7 +99,7 @@ class Replay:
         weights = batch.weights.map(lambda weight: weight[:, step])
         # Before the policy's own pass: ZeRO 3 writes other weights into what that pass has saved.
         reference = None if weights.kl_reference is None else self._referred(batch, step)
-        policy, number = self._transition(batch, step), batch.first + step
+        policy, (sigma, sigma_next) = self._transition(batch, step), self._ends(batch, step)
         loss, ratio, kl = transition_loss(
             policy,
             _next(batch, step),
@@ -112,10 +112,7 @@ class Replay:
             kl_form=self._objective.kl_form,
             ratio=self._objective.ratio,
             scale=step_weight(
-                self._objective.step_weights,
-                policy.std,
-                sigma=self._sigmas[number],
-                sigma_next=self._sigmas[number + 1],
+                self._objective.step_weights, policy.std, sigma=sigma, sigma_next=sigma_next
             ),
         )
         if batch.padding:
@@ -147,10 +144,14 @@ class Replay:
         with self._reference():
             return self._transition(batch, step)
 
+    def _ends(self, batch: MicroBatch, step: int) -> tuple[Tensor, Tensor]:
+        """Each image's sigmas before and after its `step`-th trained step."""
+        number = batch.first + step
+        return self._sigmas[number], self._sigmas[number + 1]
+
     def _transition(self, batch: MicroBatch, step: int) -> Transition:
         latents = batch.columns["latents"][:, step].float()
-        number = batch.first + step
-        sigma, sigma_next = self._sigmas[number], self._sigmas[number + 1]
+        sigma, sigma_next = self._ends(batch, step)
         velocity = self._policy.velocity(latents, sigma.to(latents.device), batch.condition)
         return transition(
             velocity,

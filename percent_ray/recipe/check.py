@@ -24,7 +24,18 @@ MEASURED = ("latent", "pixel", "vae")
 
 def problems(recipe: "Recipe") -> Iterator[str]:
     """One line for every problem, that says what to set."""
-    for check in (_modules, _paths, _spaces, _kinds, _unread, _steps, _process, _sizes, _roles):
+    for check in (
+        _modules,
+        _paths,
+        _spaces,
+        _kinds,
+        _unread,
+        _objective,
+        _steps,
+        _process,
+        _sizes,
+        _roles,
+    ):
         yield from check(recipe)
 
 
@@ -142,7 +153,6 @@ def _unread(recipe: "Recipe") -> Iterator[str]:
             f"sampling.noise_level {sampling.noise_level:g}: cps is defined from 0 to 1; set it to "
             "1 or less"
         )
-    yield from _objective(recipe)
     targets = model.lora_targets
     if model.lora_rank and not targets:
         yield "model.lora_targets: names no layer; leave it out, or set model.lora_rank 0"
@@ -166,12 +176,6 @@ def _objective(recipe: "Recipe") -> Iterator[str]:
                 "objective.ratio guard compares means with those that were drawn around; set "
                 "objective.old_log_prob drawn, or objective.ratio plain"
             )
-    clusters, images = getattr(recipe.method, "clusters", 0), recipe.sampling.group_size
-    if clusters >= images:
-        yield (
-            f"method.clusters {clusters}: a group has {images} images (sampling.group_size), each "
-            f"then its own cluster; set it to {max(2, images // 4)}, or a larger group"
-        )
     if objective.kl_steps and not recipe.is_forward:
         yield from _kl_steps(recipe)
     held = objective.kl or hasattr(recipe.method, "judges")  # gardo's own KL
@@ -273,6 +277,12 @@ def _sizes(recipe: "Recipe") -> Iterator[str]:
             f"learner.updates {updates} optimizer steps have {images} images (groups_per_step "
             f"{recipe.data.groups_per_step} x group_size {recipe.sampling.group_size}) to learn "
             f"from, at least one each; set learner.updates {images} or lower"
+        )
+    clusters, group = getattr(recipe.method, "clusters", 0), recipe.sampling.group_size
+    if clusters >= group:
+        yield (
+            f"method.clusters {clusters}: a group has {group} images (sampling.group_size), each "
+            f"then its own cluster; set it to {max(2, group // 4)}, or a larger group"
         )
     yield from _scored(recipe)
     if recipe.model.compile and recipe.runtime.backend == "ray" and recipe.learner.zero_stage == 3:
