@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from percent_ray.recipe.errors import first_line
+from percent_ray.data import lines
 from percent_ray.scorers import geneval_record
 
 Record = dict[str, Any]
@@ -51,17 +51,11 @@ class Words:
 def read(path: Path) -> list[Record]:
     """The records of a .jsonl. Raises ValueError, with its line, for one that is none."""
     records: list[Record] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: byte {error.start + 1} is not UTF-8") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in lines.numbered(path):
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-                raise ValueError("no object with a prompt")
+            record = lines.json_object(line)
+            if not isinstance(record.get("prompt"), str):
+                raise ValueError("no text under 'prompt'")
             bare = {key: value for key, value in record.items() if key != "prompt"}
             geneval_record.check(bare, _own(record.get("include")))
             if record["tag"] == "position" and len(record["include"]) != 2:
@@ -69,8 +63,8 @@ def read(path: Path) -> list[Record]:
             if more := [e["count"] for e in record["include"] if e["count"] not in NUMBERS]:
                 raise ValueError(f"{more[0]} of an object: counts are written up to {max(NUMBERS)}")
             records.append(record)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: {first_line(error)}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
     return records
 
 

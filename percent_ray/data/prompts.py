@@ -1,16 +1,15 @@
 """Prompt files, and the order in which a run goes through them."""
 
-import codecs
-import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+from percent_ray.data import lines
 from percent_ray.flow.noise import generator
 from percent_ray.recipe import tree
 from percent_ray.recipe.paths import locate_prompts
@@ -44,7 +43,7 @@ def read_prompts(
         if (settings.kind or name) == "geneval"
     }
     prompts: list[Prompt] = []
-    for number, line in _lines(path):
+    for number, line in lines.numbered(path):
         try:
             prompt = parse(line)
             for name, known in asks.items():
@@ -90,21 +89,6 @@ class PromptStream:
         return self._prompts[self._order[place]]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    contents = path.read_bytes()
-    if contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path}: is UTF-16; save it as UTF-8")
-    for number, line in enumerate(contents.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}:{number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
-            ) from None
-        if text:
-            yield number, text
-
-
 def _prompt(text: str, metadata: dict[str, Any] | None = None) -> Prompt:
     """A prompt in one line. Raises ValueError for characters that break the lines of logs, end
     strings of C or cannot be written."""
@@ -121,27 +105,8 @@ def _ask(name: str, prompt: Prompt, known: geneval_record.Vocabulary) -> None:
         raise ValueError(f"scorers.{name}: {error}") from None
 
 
-def _refuse(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"key {name!r} is given twice")
-    return dict(pairs)
-
-
 def _parse_json(line: str) -> Prompt:
-    try:
-        fields = json.loads(line, object_pairs_hook=_once, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error.msg}, at character {error.pos + 1}") from None
-    except RecursionError:
-        raise ValueError("not JSON that a prompt has: too many levels") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"expected an object with 'prompt', got {line[:40]}")
+    fields = lines.json_object(line)
     text = fields.pop("prompt", None) or fields.pop("text", None)
     if not isinstance(text, str) or not text.strip():
         raise ValueError("no text under 'prompt' or 'text'")

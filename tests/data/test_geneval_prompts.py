@@ -88,8 +88,8 @@ def test_what_lies_left_of_an_anchor_is_the_anchor_right_of_it():
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("[]", "no object with a prompt"),
-        ("{", "Expecting"),
+        ("[]", "expected an object with 'prompt', got []"),
+        ("{", "not JSON: Expecting"),
         ('{"prompt": "x", "tag": "colors", "include": "red"}', "include is 'red'; give a list"),
         ('{"prompt": "x", "tag": "colors", "include": [{"class": "cow"}]}', "has no count"),
         (
@@ -109,7 +109,7 @@ def test_a_held_out_file_that_is_none_is_told_with_its_line(tmp_path, line, said
         geneval_prompts.read(file)
     assert said in str(caught.value)
     file.write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"held_out\.jsonl: byte 1 is not UTF-8"):
+    with pytest.raises(ValueError, match=r"held_out\.jsonl:1: byte 1 is not UTF-8; save"):
         geneval_prompts.read(file)
 
 
