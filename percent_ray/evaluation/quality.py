@@ -98,8 +98,9 @@ def by_prompt(judged: Collection[Judged]) -> dict[str, Float64[np.ndarray, " P"]
     """Each prompt's numbers, by name, nan where a prompt has none:
 
     `quality/NAME` of every judge and `NAME/TASK` of one whose benchmark has tasks, in the units of
-    their reports; for every encoder and of `SPACES` `vendi/SPACE`, and `variance/SPACE` (trace of
-    the covariance) and `distance/SPACE` (mean cosine distance of two pictures) but for `CENTRED`.
+    their reports, and `failed/NAME/TASK/FAILURE` of one that says why; for every encoder and of
+    `SPACES` `vendi/SPACE`, and `variance/SPACE` (trace of the covariance) and `distance/SPACE`
+    (mean cosine distance of two pictures) but for `CENTRED`.
 
     `judged` is gone through twice, and never held as a whole: it may read from disk.
     """
@@ -110,6 +111,9 @@ def by_prompt(judged: Collection[Judged]) -> dict[str, Float64[np.ndarray, " P"]
             found.setdefault(f"quality/{name}", {})[number] = report.values.mean().item()
             for task, mean in report.by_task().items():
                 found.setdefault(f"{name}/{task}", {})[number] = mean
+            for failure in report.failures:
+                for task, share in report.by_task(failure).items():
+                    found.setdefault(f"failed/{name}/{task}/{failure}", {})[number] = share
         for space, features in group.features.items():
             for measure_name, of in MEASURES.items():
                 found.setdefault(f"{measure_name}/{space}", {})[number] = of(features)

@@ -27,9 +27,10 @@ def write(results: Results, store: Store, command: str) -> list[str]:
     (folder / FILE).write_text(dump(results), encoding="utf-8")
     files = [FILE, "table.csv"]
     tables.write_csv(results.table, folder / "table.csv")
-    for judge, table in results.tasks.items():
-        tables.write_csv(table, folder / f"tasks_{judge}.csv")
-        files.append(f"tasks_{judge}.csv")
+    for kind, found in (("tasks", results.tasks), ("failures", results.failures)):
+        for judge, table in found.items():
+            tables.write_csv(table, folder / f"{kind}_{judge}.csv")
+            files.append(f"{kind}_{judge}.csv")
     grids(results, store)
     page = render(
         Path(__file__).parent / "page.html.jinja",

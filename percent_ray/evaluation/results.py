@@ -9,7 +9,7 @@ from percent_ray.evaluation.plan import Plan
 from percent_ray.evaluation.quality import LATENT, by_prompt
 from percent_ray.evaluation.statistics import ByPrompt, differences, estimates
 from percent_ray.evaluation.store import Store
-from percent_ray.evaluation.tables import Measured, Table, main_table, task_tables
+from percent_ray.evaluation.tables import Measured, Table, failure_tables, main_table, task_tables
 
 FILE = "evaluation.json"
 
@@ -27,6 +27,8 @@ class Results:
     """Label of the row that the others are tested against."""
     table: Table
     tasks: Mapping[str, Table]
+    """By judge."""
+    failures: Mapping[str, Table]
     """By judge."""
     missing: tuple[str, ...]
     """A line for each row and judge that has not judged every prompt."""
@@ -92,6 +94,7 @@ def collect(plan: Plan, store: Store, *, tell: Callable[[str], None]) -> Results
         against=against,
         table=main_table(plan.evaluation, rows),
         tasks=task_tables(plan.evaluation, rows),
+        failures=failure_tables(plan.evaluation, rows),
         missing=tuple(missing),
     )
 

@@ -32,7 +32,8 @@ FORMAT = 1
 """Raise it where the meaning of what is stored changes."""
 SHOWN = 8
 """Prompts of which a strip of pictures is kept, whatever `keep` is."""
-VALUES, FEATURES = "values", "features"
+VALUES, FEATURES, FAILED = "values", "features", "failed "
+"""Tensors of a judge's file; the last is the start of a name."""
 
 
 class Store:
@@ -98,6 +99,7 @@ class RowStore:
         if said.report is not None:
             tensors[VALUES] = said.report.values.float().contiguous()
             about = {"unit": said.report.unit, "tasks": json.dumps(said.report.tasks)}
+            tensors |= {f"{FAILED}{name}": v for name, v in said.report.failures.items()}
         if said.features is not None:
             tensors[FEATURES] = said.features.float().contiguous()
         _write(self._judged(judge, number), save(tensors, metadata=about))
@@ -114,7 +116,14 @@ class RowStore:
         report = None
         if VALUES in tensors:
             tasks = json.loads(about["tasks"])
-            report = Report(tensors[VALUES], about["unit"], tuple(tasks) if tasks else None)
+            failures = {
+                name.removeprefix(FAILED): value
+                for name, value in tensors.items()
+                if name.startswith(FAILED)
+            }
+            report = Report(
+                tensors[VALUES], about["unit"], tuple(tasks) if tasks else None, failures
+            )
         return Judgement(report, tensors.get(FEATURES))
 
     def judged(self, judges: Sequence[str], prompts: int) -> "JudgedPrompts":

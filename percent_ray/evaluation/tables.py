@@ -87,6 +87,28 @@ def task_tables(evaluation: Evaluation, rows: Sequence[Measured]) -> dict[str, T
     return found
 
 
+def failure_tables(evaluation: Evaluation, rows: Sequence[Measured]) -> dict[str, Table]:
+    """Of every judge that says why it calls a picture wrong: a line for each row and task, a column
+    for each reason, the share of the task's pictures with it."""
+    found: dict[str, Table] = {}
+    for judge in evaluation.judges:
+        lines: dict[str, Measured] = {}
+        for row in rows:
+            reasons: dict[str, dict[str, Estimate]] = {}
+            for name, estimate in row.means.items():
+                if name.startswith(f"failed/{judge}/"):
+                    task, reason = name.split("/")[2:]
+                    reasons.setdefault(task, {})[reason] = estimate
+            for task, means in reasons.items():
+                right = {"right": row.means[f"{judge}/{task}"]}
+                label = f"{row.label}: {task}"
+                lines[label] = Measured(label, row.about, right | means, {})
+        if lines:
+            columns = dict.fromkeys(name for line in lines.values() for name in line.means)
+            found[judge] = Table(tuple(columns), tuple(lines.values()), {})
+    return found
+
+
 def write_csv(table: Table, path: Path) -> None:
     """A line for each row: label, then mean and interval of each column, then the averages."""
     averages = list(next(iter(table.averages.values()), {}))

@@ -15,9 +15,9 @@ kind's own default.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -45,17 +45,21 @@ class Report:
     """Of the values, for tables and plots."""
     tasks: tuple[str, ...] | None = None
     """The part of the benchmark that each image belongs to, where it has parts."""
+    failures: Mapping[str, Float32[Tensor, " N"]] = field(default_factory=dict)
+    """By what can be wrong with an image, 1 for those that it is wrong with, else 0."""
 
     def chosen(self, index: Int64[Tensor, " k"]) -> "Report":
         """Of some of the images."""
         tasks = None if self.tasks is None else tuple(self.tasks[i] for i in index.tolist())
-        return Report(self.values[index], self.unit, tasks)
+        failures = {name: failed[index] for name, failed in self.failures.items()}
+        return Report(self.values[index], self.unit, tasks, failures)
 
-    def by_task(self) -> dict[str, float]:
-        """Mean over the images of each task; empty where there are none."""
-        tasks = self.tasks or ()
+    def by_task(self, failure: str | None = None) -> dict[str, float]:
+        """Mean over the images of each task, or the share of them that a `failure` is wrong with;
+        empty where there are no tasks."""
+        values, tasks = self.failures[failure] if failure else self.values, self.tasks or ()
         return {
-            task: self.values[[i for i, t in enumerate(tasks) if t == task]].mean().item()
+            task: values[[i for i, t in enumerate(tasks) if t == task]].mean().item()
             for task in dict.fromkeys(tasks)
         }
 
@@ -117,7 +121,12 @@ class Checked:
             tasks = tuple(task for report, _ in parts for task in report.tasks or ())
             if tasks and len(tasks) != len(values):
                 raise ValueError(f"reported {len(tasks)} tasks for {len(values)} images")
-            return Report(values, parts[0][0].unit, tasks or None)
+            names = parts[0][0].failures
+            failures = {
+                name: torch.cat([_checked(r.failures[name], n, dims=1) for r, n in parts])
+                for name in names
+            }
+            return Report(values, parts[0][0].unit, tasks or None, failures)
 
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """As `Scorer.encode`."""

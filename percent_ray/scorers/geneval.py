@@ -27,6 +27,9 @@ THRESHOLD: Final = 0.3
 COUNTING_THRESHOLD: Final = 0.9
 MAX_BOXES: Final = 16
 POSITION_SLACK: Final = 0.1
+FAILURES: Final = ("missing", "too many", "color", "position")
+"""Too few boxes of a class, too many of it, another colour, another place; a position is looked at
+where everything else is right."""
 
 
 def _kept(detections: Detections, tag: str) -> Detections:
@@ -67,24 +70,39 @@ def _placed(boxes: list[Box], anchors: list[Box], relation: str) -> bool:
 
 def judge(detections: Detections, metadata: Metadata) -> bool:
     """GenEval's verdict: every ``include`` met by its most confident boxes, no ``exclude``."""
+    return not failure(detections, metadata)
+
+
+def failure(detections: Detections, metadata: Metadata) -> str:
+    """Why the verdict is no: the first of ``FAILURES`` among all demands that are not met; "" for
+    a yes."""
     kept = _kept(detections, metadata["tag"])
     groups: list[list[Box] | None] = []
+    failed: set[str] = set()
     for wanted in metadata.get("include", []):
-        count = wanted["count"]
-        boxes = kept.get(wanted["class"], [])[:count]
-        met = len(boxes) == count
-        if met and "color" in wanted:
-            met = sum(box["color"] == wanted["color"] for box in boxes) >= count
-        if met and "position" in wanted:
-            relation, group = wanted["position"]
-            anchors = groups[group]
-            met = anchors is not None and _placed(boxes, anchors, relation)
-        groups.append(boxes if met else None)
-    crowded = any(
-        len(kept.get(banned["class"], [])) >= banned["count"]
-        for banned in metadata.get("exclude", [])
-    )
-    return not crowded and all(group is not None for group in groups)
+        boxes = kept.get(wanted["class"], [])[: wanted["count"]]
+        unmet = _unmet(boxes, wanted, groups)
+        groups.append(None if unmet else boxes)
+        failed.add(unmet)
+    for banned in metadata.get("exclude", []):
+        if len(kept.get(banned["class"], [])) >= banned["count"]:
+            failed.add("too many")
+    return next((name for name in FAILURES if name in failed), "")
+
+
+def _unmet(boxes: list[Box], wanted: Box, groups: list[list[Box] | None]) -> str:
+    """What ``boxes`` lack of one demand; ``groups`` has the boxes of those before it."""
+    count = wanted["count"]
+    if len(boxes) < count:
+        return "missing"
+    if "color" in wanted and sum(box["color"] == wanted["color"] for box in boxes) < count:
+        return "color"
+    if "position" in wanted:
+        relation, group = wanted["position"]
+        anchors = groups[group]
+        if anchors is None or not _placed(boxes, anchors, relation):
+            return "position"
+    return ""
 
 
 def _closeness(wanted: int, there: int) -> float:
@@ -194,11 +212,16 @@ class GenEval:
         )
 
     def report(self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]) -> Report:
-        """1 where the official rules say right, else 0, by task. Raises as `score` does."""
+        """1 where the official rules say right, else 0, by task, and why not. Raises as `score`
+        does."""
         pairs = self._detect(images, prompts)
-        verdicts = [float(judge(detections, record)) for detections, record in pairs]
-        tasks = tuple(record["tag"] for _, record in pairs)
-        return Report(torch.tensor(verdicts), "share right by the official rules", tasks)
+        why = [failure(detections, record) for detections, record in pairs]
+        return Report(
+            torch.tensor([float(not reason) for reason in why]),
+            "share right by the official rules",
+            tuple(record["tag"] for _, record in pairs),
+            {name: torch.tensor([float(r == name) for r in why]) for name in FAILURES},
+        )
 
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         """Always raises ValueError."""

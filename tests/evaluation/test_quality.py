@@ -122,3 +122,5 @@ def test_geneval_is_the_official_verdict_by_task():
     found = measure(judged(groups, judges={"geneval": GenEval(detector, "")}))
     for name in ("quality/geneval", "geneval/colors", "geneval/counting"):
         assert found[name] == pytest.approx(1 / 3)
+    assert found["failed/geneval/colors/missing"] == pytest.approx(2 / 3)
+    assert found["failed/geneval/colors/color"] == 0.0

@@ -15,6 +15,7 @@ PROMPTS = [Prompt("a cat"), Prompt("a dog", {"tag": "colors"})]
 def test_what_was_said_comes_back(tmp_path):
     row = Store(tmp_path).row("base")
     report = Report(torch.tensor([0.5, 1.5]), "points", ("colors", "counting"))
+    report.failures["too many"] = torch.tensor([1.0, 0.0])
     row.put("judge", 3, Judgement(report, torch.eye(2)))
     row.put("encoder", 3, Judgement(features=torch.ones(2, 4)))
     said = row.get("judge", 3)
@@ -22,6 +23,8 @@ def test_what_was_said_comes_back(tmp_path):
     assert (said.report.unit, said.report.tasks) == ("points", ("colors", "counting"))
     assert torch.equal(said.report.values, report.values)
     assert torch.equal(said.features, torch.eye(2))
+    assert list(said.report.failures) == ["too many"]
+    assert torch.equal(said.report.failures["too many"], report.failures["too many"])
     assert row.get("encoder", 3).report is None
     assert [row.has("judge", n) for n in (2, 3)] == [False, True]
     judged = list(row.judged(["judge", "encoder"], 5))

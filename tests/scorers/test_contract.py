@@ -29,7 +29,8 @@ class Fake:
         return images.float().mean((1, 2, 3))
 
     def report(self, images, prompts):
-        return Report(self.score(images, prompts), "level", tuple(p.text for p in prompts))
+        level = self.score(images, prompts)
+        return Report(level, "level", tuple(p.text for p in prompts), {"dark": 255 - level})
 
     def encode(self, images):
         self.calls.append(len(images))
@@ -54,6 +55,7 @@ def test_calls_are_cut_into_the_scorers_own_batches():
     report = checked.report(images(8), prompts)
     assert torch.equal(report.values, plain.score(images(8), prompts))
     assert (report.unit, report.tasks) == ("level", tuple("01234567"))
+    assert torch.equal(report.failures["dark"], 255 - report.values)
     with pytest.raises(ValueError, match="8 images but 2 prompts"):
         checked.score(images(8), prompts[:2])
 

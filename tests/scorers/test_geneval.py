@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from percent_ray.scorers.geneval import judge, relations, reward
+from percent_ray.scorers.geneval import failure, judge, relations, reward
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "geneval_rules.json").read_text())
 
@@ -88,6 +88,28 @@ POSITION = {
         {"class": "circle", "count": 1, "position": ["left of", 0]},
     ],
 }
+
+
+def test_a_picture_fails_for_the_first_demand_that_is_not_met():
+    """Of all its demands: a wrong place is told only where everything is there in its colour."""
+    colors = [
+        {"class": "circle", "count": 1, "color": "red"},
+        {"class": "square", "count": 1, "color": "blue"},
+    ]
+    pair = {"tag": "color_attr", "include": colors}
+    blue = box(9, 9, color="blue")
+    assert failure({"circle": [box(9, 9, color="red")], "square": [blue]}, pair) == ""
+    assert failure({"circle": [blue], "square": [blue]}, pair) == "color"
+    assert failure({"circle": [blue]}, pair) == "missing"
+    beside = {"circle": [box(25, 16)], "square": [box(5, 16)]}
+    assert failure(beside, POSITION) == "position"
+    assert failure({"circle": [box(25, 16)]}, POSITION) == "missing"
+    counted = {
+        "tag": "counting",
+        "include": [{"class": "circle", "count": 1}],
+        "exclude": [{"class": "circle", "count": 2}],
+    }
+    assert failure({"circle": [box(5, 5), box(20, 20)]}, counted) == "too many"
 
 
 def test_reward_of_a_position_with_and_without_the_quirk():
