@@ -176,8 +176,8 @@ FIGURES: Sequence[Callable[[Results], Chart | None]] = (
 
 
 def laws(results: Results) -> list[tuple[str, str, Law]]:
-    """(row, space, fit) of what figure 5 draws."""
-    return figures.laws(_reference(results))
+    """(row, space, fit) of all rows that have measured perceptual entropy."""
+    return figures.laws([*_rows(results).values()])
 
 
 def _rows(results: Results) -> dict[str, Row]:

@@ -121,6 +121,10 @@ def _numbers(results: Results, tables: Tables) -> dict[str, object]:
             ]
             for line in tables.moved
         },
+        "laws": [
+            {"row": row, "space": space, "a": [fit.a, *fit.a_interval], "r2": fit.r2}
+            for row, space, fit in figures.laws(results)
+        ],
         "in_short": in_short(results),
         "verdict": verdict(results),
         "selection": results.selection,

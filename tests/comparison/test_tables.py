@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from percent_ray.comparison import results, tables
+import pytest
+
+from percent_ray.comparison import report, results, tables
 from tests.comparison import fabricated
 
 
@@ -18,3 +20,14 @@ def test_a_reward_with_tasks_has_its_table_of_them_from_the_rows_of_table_1(tmp_
     assert "geneval/counting" in numbers.tasks[1].cells
     plain = results.read(plan)
     assert not tables.tabulate(plain, replace(plain, runs={})).tasks
+
+
+def test_a_part_of_the_runs_makes_a_report_too(tmp_path):
+    plan = fabricated.load(tmp_path)
+    with pytest.raises(ValueError, match="no results in"):
+        results.read(plan)
+    fabricated.finish(fabricated.load(tmp_path, rows=["flow_grpo"]))
+    read = results.read(plan)
+    assert list(read.runs) == ["flow_grpo"]
+    numbers = tables.tabulate(read, results.read(plan, "s1"))
+    assert report.write(read, numbers, "x").is_file()
