@@ -20,6 +20,8 @@ WIDTH, HEIGHT = 4.0, 3.0
 """Inches of a panel: 384 pixels, so that its text is read at a phone's width too."""
 ROWS = 60
 """Most rows of a table; of more points some are left out, evenly."""
+KEY_POINTS = 7
+"""Letters of a key below the panels of a file."""
 MARKED = 12
 """Most points of a line that get a marker."""
 
@@ -112,9 +114,10 @@ def png(chart: Chart, path: Path, *, columns: int = 0) -> None:
     the first one or, where it is long, below all."""
     columns = columns or len(chart.panels)
     rows = math.ceil(len(chart.panels) / columns)
-    long = len(chart.key) > 6
-    below = 0.18 * math.ceil(len(chart.key) / (2 * columns)) if long else 0.0
-    sheet = figure(4.4 * columns, 3.8 * rows + below)
+    long, width = len(chart.key) > 6, 4.4 * columns
+    abreast = max(1, int(width / _key_width(chart))) if long else 1
+    below = 0.18 * math.ceil(len(chart.key) / abreast) if long else 0.0
+    sheet = figure(width, 3.8 * rows + below)
     for number, panel in enumerate(chart.panels, start=1):
         axes = sheet.add_subplot(rows, columns, number)
         _draw(axes, panel)
@@ -123,9 +126,15 @@ def png(chart: Chart, path: Path, *, columns: int = 0) -> None:
             axes.legend(fontsize=8, framealpha=0.8, edgecolor="none")
     if long:
         handles, labels = sheet.axes[0].get_legend_handles_labels()
-        place = {"loc": "outside lower center", "ncols": 2 * columns}
-        sheet.legend(handles, labels, frameon=False, fontsize=7, **place)
+        place = {"loc": "outside lower center", "ncols": abreast}
+        sheet.legend(handles, labels, frameon=False, fontsize=KEY_POINTS, **place)
     save(sheet, path)
+
+
+def _key_width(chart: Chart) -> float:
+    """Inches that the longest entry of a key below the panels takes, its piece of line included."""
+    longest = max(len(label) for label, _ in chart.key)
+    return (0.55 * longest + 4.5) * KEY_POINTS / 72
 
 
 def numbers(panel: Panel) -> Numbers:

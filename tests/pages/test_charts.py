@@ -96,6 +96,17 @@ def test_a_png_has_every_panel_and_the_colours_of_its_lines(tmp_path):
     assert sizes[1][1] > sizes[2][1]
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_long_key_of_a_png_lies_within_it(tmp_path, columns):
+    lines = [
+        line(f"{n}: NFT + marginal PEC (DINO + CLIP) 0.8, shuffled", [0], [n]) for n in range(8)
+    ]
+    charts.png(Chart("", "", [Panel("", lines)] * 3), tmp_path / "long.png", columns=columns)
+    with Image.open(tmp_path / "long.png") as image:
+        edges = np.asarray(image.convert("L"))[:, [0, 1, -2, -1]]
+    assert (edges == 255).all()
+
+
 def test_a_swatch_is_of_its_look():
     assert b"#d55e00" in charts.swatch(Look("#d55e00"))
 
