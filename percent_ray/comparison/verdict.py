@@ -81,16 +81,18 @@ def _sure(
         else ""
     )
     seeds = max((line.seeds for line in rows), default=1)
-    if seeds < 2:
+    found = [between for _, between in kept if between is not None]
+    if late == len(rows):
+        sure = "How sure: nothing was compared."
+    elif seeds < 2 or not found:
         sure = (
-            "How sure: not at all, this is one seed each, and another may turn it round; give "
+            "How sure: not at all, one seed has no interval, and another may turn it round; give "
             "--seeds 1,2,3."
         )
     else:
-        found = [between for _, between in kept if between is not None]
         apart = sum(low > 0 for low, _ in found)
         sure = (
-            f"How sure: the interval over {seeds} seeds lies above 0 in {apart} of {len(kept)} "
+            f"How sure: the interval over {seeds} seeds lies above 0 in {apart} of {len(found)} "
             f"spaces. The best of {len(rows) - late} methods was picked, which flatters it."
         )
     return sure + missing
