@@ -6,8 +6,9 @@
 #
 # Submit it from the repository, on storage that all nodes share; .venv there is what `make train`
 # installs, PYTHON names another interpreter. The run is RUNS/slurm-JOBID (RUNS: runs, here).
-# Ten minutes before the time limit the run finishes its step, writes a checkpoint and the job goes
-# back into the queue; started again, after a lost node too, it goes on with --resume by itself.
+# Half an hour before the time limit, which must be longer than a step and a checkpoint take, the
+# run finishes its step, writes a checkpoint and the job goes back into the queue; started again,
+# after a lost node too, it goes on with --resume by itself.
 #SBATCH --job-name=percent_ray
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -16,7 +17,7 @@
 #SBATCH --time=12:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --signal=B:USR1@600
+#SBATCH --signal=B:USR1@1800
 #SBATCH --output=slurm-%j.log
 set -euo pipefail
 
@@ -85,7 +86,7 @@ if [[ -n $folder ]]; then
 else
   arguments=(--config "$recipe" --run.name "$name" --run.folder "$runs")
 fi
-echo "$python jobs/train_pec.py ${arguments[*]} $*"
+echo "$python jobs/train_pec.py ${arguments[*]} and $# words more" # they may hold credentials
 "$python" jobs/train_pec.py "${arguments[@]}" "$@" &
 driver=$!
 

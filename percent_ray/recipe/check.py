@@ -184,6 +184,12 @@ def _objective(recipe: "Recipe") -> Iterator[str]:
             f"objective.kl_steps {objective.kl_steps}, kl_form {objective.kl_form}: are of a KL; "
             "set objective.kl above 0, or leave them out"
         )
+    if not held and (objective.reference_every or objective.reference_kl):
+        yield (
+            f"objective.reference_every {objective.reference_every}, reference_kl "
+            f"{objective.reference_kl:g}: move the reference of a KL; set objective.kl above 0, or "
+            "leave them out"
+        )
 
 
 def _kl_steps(recipe: "Recipe") -> Iterator[str]:

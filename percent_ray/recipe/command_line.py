@@ -148,6 +148,10 @@ def _parse(argv: Sequence[str], default: Path) -> Arguments:
         problems.append(f"--from: no file {flags.source}; write one with --only rollout")
     if flags.dry_run and (flags.only or flags.resume):
         problems.append("--dry-run is of a whole run from its start; drop --only and --resume")
+    if flags.resume and flags.only:
+        problems.append(
+            "--only starts from the model before training, whatever has been trained; drop --resume"
+        )
     if (flags.measure or flags.images_per_hour or flags.tflops) and not flags.dry_run:
         problems.append(
             "--measure, --images-per-hour and --tflops are of --dry-run; add it or drop them"

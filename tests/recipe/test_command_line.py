@@ -51,6 +51,17 @@ def test_a_wrong_command_line_is_one_line(folder, argv, message):
     assert str(caught.value).startswith(message)
 
 
+def test_half_of_a_resumed_run_is_refused(folder):
+    (folder / "run").mkdir()
+    (folder / "run" / "recipe.yaml").write_text("")
+    argv = ["--resume", "run", "--only", "rollout"]
+    with pytest.raises(
+        ValueError, match=r"\A--only starts from the model"
+    ) as caught:
+        command_line.parse(argv, job="job.py", default=Path("x"))
+    assert str(caught.value).endswith("drop --resume")
+
+
 def test_help_teaches_every_key_within_100_columns(capsys):
     with pytest.raises(SystemExit) as caught:
         command_line.parse(["--help"], job="jobs/train_pec.py", default=Path("x"))

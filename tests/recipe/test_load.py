@@ -212,6 +212,10 @@ def test_null_takes_a_scorer_out(folder):
             "objective.kl_steps 2, kl_form gaussian: are of a KL; set objective.kl above 0, or ",
         ),
         (
+            "--objective.reference_every 5",
+            "objective.reference_every 5, reference_kl 0: move the reference of a KL; set ",
+        ),
+        (
             "--objective.kl 1 --objective.kl_steps 30",
             "objective.kl_steps 30: 9 steps are trained; set it lower, or to 0",
         ),
