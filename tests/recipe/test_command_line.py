@@ -55,9 +55,7 @@ def test_half_of_a_resumed_run_is_refused(folder):
     (folder / "run").mkdir()
     (folder / "run" / "recipe.yaml").write_text("")
     argv = ["--resume", "run", "--only", "rollout"]
-    with pytest.raises(
-        ValueError, match=r"\A--only starts from the model"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"\A--only starts from the model") as caught:
         command_line.parse(argv, job="job.py", default=Path("x"))
     assert str(caught.value).endswith("drop --resume")
 
