@@ -43,7 +43,7 @@ def _connect(cpus: int | None) -> None:
     }
     # Workers' output stays in their log files: what matters of it comes back as an error.
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if (address := os.environ.get("RAY_ADDRESS")) is not None:
+    if address := os.environ.get("RAY_ADDRESS"):
         with _on_loopback() if _is_on_loopback(address) else contextlib.nullcontext():
             ray.init(**quiet)
         return

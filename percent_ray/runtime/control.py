@@ -232,7 +232,7 @@ def _find(folder: Path) -> Any:
 
 
 def _join(folder: Path, gone: ValueError) -> None:
-    if "RAY_ADDRESS" in os.environ:
+    if os.environ.get("RAY_ADDRESS"):
         connection.connect()
         return
     try:

@@ -45,7 +45,7 @@ class Machine:
 def machines() -> list[Machine]:
     """Those of the cluster that this process has joined, or of that of RAY_ADDRESS, which it then
     joins; this machine alone, where Ray is not started for it."""
-    if "RAY_ADDRESS" in os.environ:
+    if os.environ.get("RAY_ADDRESS"):
         connection.connect()
     if ray.is_initialized():
         free = available_resources_per_node()

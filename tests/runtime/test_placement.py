@@ -119,6 +119,13 @@ def test_what_others_hold_is_not_free():
     assert "one with 1 of 4 CPU free, two with 1.5 of 4 CPU free; set fewer" in line
 
 
+def test_an_empty_ray_address_is_none(monkeypatch):
+    """As Ray has it: no cluster is joined, nor started, to count this machine."""
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setattr(placement.connection, "connect", lambda: pytest.fail("joined a cluster"))
+    assert len(placement.machines()) == 1
+
+
 def test_memory_is_reserved_only_where_asked():
     assert options(Role(cpus=2)) == {"num_cpus": 2, "num_gpus": 0}
     assert options(Role(memory_gb=3))["memory"] == 3 * GIB
