@@ -5,7 +5,7 @@ numbers behind it are those of a run that nothing has happened to.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -39,18 +39,17 @@ async def run(
     Raises LearnerLost where the group is lost more than `runtime.max_failures` times without a new
     checkpoint, and where the run was to stop anyway.
     """
-    most, failures, loop = recipe.runtime.max_failures, 0, begin(progress)
-    start, lost = 0.0, None
+    most, loop = recipe.runtime.max_failures, begin(progress)
+    lost: list[LearnerLost] = []
     source, last = None, progress
     while True:
         try:
-            if lost is not None:
-                progress = last
+            if lost:
+                progress, start = last, time.monotonic()
                 await roles.restart(source, progress.version)
                 say(
-                    f"{first_line(lost)}; the learner group was built again in "
-                    f"{time.monotonic() - start:.1f} s and goes on from {_name(source)} "
-                    f"(failure {failures} of {most} until the next checkpoint)"
+                    f"the learner group was built again in {time.monotonic() - start:.1f} s and "
+                    f"goes on from {_name(source)}"
                 )
                 # Told to stop while the group was built: the new loop stops at its checkpoint.
                 stopping, loop = loop.stopping, begin(progress)
@@ -58,18 +57,17 @@ async def run(
             return await loop.run()
         except LearnerLost as error:
             source, last = _last(folder, recipe, say)
-            failures = failures + 1 if last.version == progress.version else 1
-            start, lost = time.monotonic(), error
-            if failures > most or loop.stopping:
+            lost = [*lost, error] if last.version == progress.version else [error]
+            if len(lost) > most or loop.stopping:
+                why = "the run was to stop" if loop.stopping else f"runtime.max_failures is {most}"
                 raise LearnerLost(
-                    f"{first_line(lost)}; the learner group is not built again from "
-                    f"{_name(source)}: "
-                    + (
-                        "the run was to stop"
-                        if loop.stopping
-                        else f"runtime.max_failures is {most}"
-                    )
+                    f"{_causes(lost)}; the learner group is not built again from {_name(source)}: "
+                    f"{why}"
                 ) from error
+            say(
+                f"{first_line(error)}; the learner group is being built again from "
+                f"{_name(source)} (failure {len(lost)} of {most} until the next checkpoint)"
+            )
 
 
 def _last(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Path | None, Progress]:
@@ -81,6 +79,12 @@ def _last(folder: Path, recipe: Recipe, say: Callable[[str], None]) -> tuple[Pat
         return None, Progress()
     state = checkpoint.read_state(source, recipe)
     return source, Progress(state.version, state.shape_state, state.oldest)
+
+
+def _causes(lost: Sequence[LearnerLost]) -> str:
+    """The last, and the first where that was another: what follows from it may say less."""
+    first, last = first_line(lost[0]), first_line(lost[-1])
+    return last if first == last else f"{last} (at first: {first})"
 
 
 def _name(source: Path | None) -> str:

@@ -63,6 +63,8 @@ async def _train(
         state = checkpoint.read_state(source, recipe)
         progress = Progress(state.version, state.shape_state, state.oldest)
         run_id = state.mlflow_run_id
+        then, now = checkpoint.read_recipe(source), recipe.model_dump(mode="json")
+        passed += recipes.moved(dict(then), now).values()
     _quiet(recipe)
     (folder / RECIPE_FILE).write_text(recipes.dump(recipe))
     tracker = Tracker(
@@ -163,12 +165,14 @@ class _Checkpoint:
         with ExitStack() as stack:
             aside = stack.enter_context(written)
             await self._roles.save(aside, oldest)
+            checkpoint.check_learner(aside)
             checkpoint.write_state(aside, state, self._recipe)
             # Checksums and the disk take a minute where a model is large.
             await asyncio.to_thread(stack.pop_all().close)
         last = checkpoint.latest(self._folder)
         assert last is not None
-        self._tracker.file(last / "policy", f"checkpoints/{last.name}")
+        # Over the one before: a server would keep every checkpoint's for ever.
+        self._tracker.file(last / "policy", "policy")
 
 
 def _new_folder(parent: Path, name: str) -> Path:

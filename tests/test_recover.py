@@ -71,17 +71,21 @@ def test_it_goes_on_from_the_newest_checkpoint_with_the_method_s_state(world, tm
     assert end.version == 99
     assert roles.restarted == [(None, 0), ("step-00000002", 2), ("step-00000002", 2)]
     assert began == [(0, {}), (0, {}), (2, {"strength": 0.5}), (2, {"strength": 0.5})]
-    assert "lost at sampling" in said[0]
-    assert "goes on from the model before training (failure 1 of 3" in said[0]
-    assert "goes on from step-00000002 (failure 1 of 3" in said[1], "a checkpoint counts anew"
-    assert "goes on from step-00000002 (failure 2 of 3" in said[2]
+    again = "the learner group is being built again from"
+    assert said[::2] == [
+        f"lost at sampling; {again} the model before training "
+        "(failure 1 of 3 until the next checkpoint)",
+        f"lost at checkpoint; {again} step-00000002 (failure 1 of 3 until the next checkpoint)",
+        f"lost at update; {again} step-00000002 (failure 2 of 3 until the next checkpoint)",
+    ], "a checkpoint counts anew"
+    assert all(" s and goes on from " in line for line in said[1::2])
 
 
 @pytest.mark.parametrize("most", [0, 2])
 def test_it_gives_up_after_so_many_failures_without_a_checkpoint(world, tmp_path, most):
     roles = FakeRoles()
     end, said, _ = go(world, tmp_path, ["update"] * 9, roles, most)
-    assert len(roles.restarted) == len(said) == most
+    assert 2 * len(roles.restarted) == len(said) == 2 * most
     assert end == (
         "lost at update; the learner group is not built again from the model before training: "
         f"runtime.max_failures is {most}"
@@ -93,9 +97,18 @@ def test_a_group_that_is_lost_while_it_loads_counts(world, tmp_path):
     end, said, began = go(world, tmp_path, ["update"], roles)
     assert end.version == 99
     assert (len(roles.restarted), len(began)) == (3, 2)
-    [line] = said
-    assert "lost while it loads" in line
-    assert "failure 3 of 3" in line
+    assert [line.partition(";")[0] for line in said[:3]] == [
+        "lost at update",
+        "lost while it loads",
+        "lost while it loads",
+    ]
+    assert "failure 3 of 3" in said[2]
+    assert said[3].endswith("goes on from the model before training")
+
+
+def test_the_first_cause_is_not_lost_behind_those_that_follow(world, tmp_path):
+    end, _, _ = go(world, tmp_path, ["update"], FakeRoles(failing=[True] * 9), 2)
+    assert end.startswith("lost while it loads (at first: lost at update); the learner group is")
 
 
 def test_a_run_that_is_to_stop_is_not_built_again(world, tmp_path):

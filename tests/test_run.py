@@ -3,6 +3,8 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Progress
 from percent_ray.recipe import load as recipes
@@ -25,6 +27,8 @@ def test_the_event_loop_is_free_while_a_checkpoint_goes_to_disk(tmp_path, monkey
 
     async def save(folder: Path, oldest: int) -> None:
         (folder / "policy").mkdir()
+        (folder / "learner.json").write_text("{}")
+        (folder / "engine.json").write_text("{}")
 
     slow, ticks = checkpoint.seal, []
     monkeypatch.setattr(checkpoint, "seal", lambda folder: (time.sleep(0.3), slow(folder)))
@@ -44,3 +48,17 @@ def test_the_event_loop_is_free_while_a_checkpoint_goes_to_disk(tmp_path, monkey
     asyncio.run(main())
     assert checkpoint.problem(checkpoint.latest(tmp_path)) is None
     assert len(ticks) > 10
+
+
+def test_a_checkpoint_that_the_learner_wrote_elsewhere_is_none(tmp_path):
+    """Its machine has a folder of that name, and it is another."""
+
+    async def save(folder: Path, oldest: int) -> None:
+        (tmp_path / "elsewhere" / "policy").mkdir(parents=True)
+
+    tracker = SimpleNamespace(run_id=None, file=lambda path, name: None)
+    write = _Checkpoint(Recipe(), tmp_path, SimpleNamespace(save=save), tracker)
+    with pytest.raises(ValueError, match=r"no engine\.json, learner\.json, policy: its"):
+        asyncio.run(write(Progress(4)))
+    assert checkpoint.latest(tmp_path) is None
+    assert list((tmp_path / "checkpoints").iterdir()) == []

@@ -33,6 +33,8 @@ PROBE = 1 << 20
 """Bytes that a disk has no room for when it is called full."""
 DRIVER = "driver.json"
 """In a checkpoint, and only there."""
+LEARNER = ("engine.json", "learner.json", "policy")
+"""What the learner writes into one, of every engine and model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,15 @@ def writing(run_folder: Path, step: int, *, keep: int) -> Iterator[Path]:
         # Renamed first: a half-deleted checkpoint must not look like one.
         doomed = old.rename(root / f"{PARTIAL}{old.name}")
         shutil.rmtree(doomed)
+
+
+def check_learner(folder: Path) -> None:
+    """Raises ValueError where the learner has written into another machine's folder of the name."""
+    if absent := [name for name in LEARNER if not (folder / name).exists()]:
+        raise ValueError(
+            f"the learner has saved, and {folder} has no {', '.join(absent)}: its machine does not "
+            "see run.folder; set that to a folder that all machines share"
+        )
 
 
 def seal(folder: Path) -> None:

@@ -34,6 +34,7 @@ def problems(recipe: "Recipe") -> Iterator[str]:
         _steps,
         _process,
         _sizes,
+        _dtype,
         _roles,
     ):
         yield from check(recipe)
@@ -213,6 +214,32 @@ def _roles(recipe: "Recipe") -> Iterator[str]:
                 f"runtime.{role}.gpus {gpus:g}: above 1 whole cards are given; set it to "
                 f"{int(gpus)}, {int(gpus) + 1} or a part of one"
             )
+    learner, runs_ray = recipe.runtime.learner, recipe.runtime.backend == "ray"
+    if runs_ray and learner.workers > 1 and 0 < learner.gpus < 1:
+        yield (
+            f"runtime.learner.gpus {learner.gpus:g}: two of its {learner.workers} ranks would be "
+            "on one card, which NCCL refuses; set it to 1, or runtime.learner.workers 1"
+        )
+
+
+def _dtype(recipe: "Recipe") -> Iterator[str]:
+    """Whether the trained weights, which without LoRA are the model's own, can be stepped."""
+    dtype, stage = recipe.model.dtype, recipe.learner.zero_stage
+    if recipe.model.lora_rank or dtype == "float32":
+        return
+    line = f"model.dtype {dtype} with model.lora_rank 0: "
+    if recipe.runtime.backend == "local":
+        yield line + (
+            "a step of AdamW is lost in it, and runtime.backend local keeps no float32 copy; set "
+            "model.dtype float32, model.lora_rank above 0 or runtime.backend ray with bfloat16"
+        )
+    elif dtype == "float16":
+        yield line + "no loss is scaled here; set model.dtype bfloat16 or model.lora_rank above 0"
+    elif not stage:
+        yield line + (
+            "learner.zero_stage 0 keeps no float32 copy of the weights; set learner.zero_stage 1, "
+            "2 or 3, or model.dtype float32"
+        )
 
 
 def _process(recipe: "Recipe") -> Iterator[str]:

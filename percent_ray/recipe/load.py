@@ -51,6 +51,16 @@ STEERING = (
 """Those of them that are not free under `method.strength: auto`, which measures on probes."""
 
 
+PATHS = (
+    "data.prompts",
+    "data.probe_prompts",
+    "model.path",
+    "perceptual.tiny_path",
+    "scorers.NAME.path",
+    "scorers.NAME.color_path",
+)
+"""Keys that a resumed run may change as far as the place has moved (`moved`)."""
+
 MOST_DOTS = 8
 """In a key of the command line."""
 
@@ -107,11 +117,30 @@ def differences(then: Tree, now: Tree) -> list[str]:
     """One line for every key in which two dumped recipes train differently (all but `FREE`)."""
     before, after = dict(flatten(then)), dict(flatten(now))
     steering = STEERING if after.get("method.strength") == "auto" else ()
+    elsewhere = moved(then, now)
     return [
         f"{key} was {before.get(key, 'not there')}, is {after.get(key, 'not there')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and (key in steering or not within(generic(key), FREE))
+        if before.get(key) != after.get(key)
+        and (key in steering or not within(generic(key), FREE))
+        and key not in elsewhere
     ]
+
+
+def moved(then: Tree, now: Tree) -> dict[str, str]:
+    """Keys whose file or folder is gone from where it was and now is another of the same name:
+    those of a repository that was moved, or of another machine. A line of each, by key."""
+    after = dict(flatten(now))
+    return {
+        key: f"{key} was {before}, which is gone: taken to be what is now {after[key]}"
+        for key, before in flatten(then)
+        if generic(key) in PATHS
+        and isinstance(after.get(key), str)
+        and before != after[key]
+        and Path(before).is_absolute()
+        and Path(before).name == Path(after[key]).name
+        and not Path(before).exists()
+    }
 
 
 def within(key: str, names: Iterable[str]) -> bool:

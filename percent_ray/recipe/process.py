@@ -1,6 +1,7 @@
 """What a recipe's keys mean under its `learner.process`, for the start of a run."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from percent_ray.recipe import secret
 from percent_ray.recipe.load import defaults, flatten, within
@@ -67,6 +68,12 @@ def notes(recipe: Recipe) -> list[str]:
         lines.append(
             f"signal and noise are not measured: {recipe.data.groups_per_step} groups do not "
             f"divide among {learners} learners; set data.groups_per_step to a multiple"
+        )
+    if "working_dir_files" in (folder := Path(recipe.run.folder).resolve()).parts:
+        lines.append(
+            f"run.folder {recipe.run.folder}: is {folder}, in Ray's copy of --working-dir, which "
+            "Ray deletes in time and the next job does not see; give --run.folder a place that "
+            "lasts, such as $PWD/runs"
         )
     if secret.public(recipe.monitor.tracking_uri) != recipe.monitor.tracking_uri:
         lines.append(

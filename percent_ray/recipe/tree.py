@@ -26,7 +26,7 @@ class Run(Section):
     name: bounds.Name = "run"
     """Names the run's folder and its MLflow run."""
     folder: bounds.Text = "runs"
-    """Runs are written to FOLDER/NAME: shared storage where the learner spans machines."""
+    """Runs are written to FOLDER/NAME: of several machines, on storage that all of them share."""
     seed: bounds.Seed = 42
     """Every random draw is a function of it and of ids."""
     steps: bounds.Count = 1000

@@ -290,6 +290,8 @@ class Cluster:
         self._weights = _older(source)  # the others are lost with the rank that published them
         self._drawn.clear()
         self._redrawn.clear()
+        if line := placement.lacking(self._recipe, placement.machines(), free=False):
+            self._say(f"{line}; waiting up to {self._recipe.runtime.timeout_s:g} s for a machine")
         self.learner = LearnerGroup(self._recipe, run_folder=self._run_folder, resume=source)
         self.learner.start()
         _, checksum, weights = await self.learner.order("publish")

@@ -31,6 +31,8 @@ PREFIX = "control of "
 """Of the actor's name, before the run's folder."""
 FILE = "cluster.json"
 """In the run's folder: where its cluster is reached."""
+AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+"""What `scale` needs of the run's environment to be let in: the token's path, never the token."""
 POLL_S = 1.0
 """The driver tells where the run stands at least as often."""
 ANSWER_S = 20.0
@@ -104,11 +106,10 @@ async def obey(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"name": f"{PREFIX}{run}", "namespace": NAMESPACE, "num_cpus": 0}
     while True:
-        actor: Any = (
-            ray.remote(Control).options(**options, scheduling_strategy=here).remote(state())
-        )
+        actor: Any = None
         obeyed = 0
         try:
+            actor = ray.remote(Control).options(**options, scheduling_strategy=here).remote(state())
             while True:
                 answer = actor.next.remote(obeyed, state())
                 sizes = await asyncio.wrap_future(answer.future())
@@ -121,14 +122,15 @@ async def obey(
             say(f"what jobs/scale.py asked could not be done: {first_line(error)}")
             await asyncio.sleep(POLL_S)
         finally:
-            ray.kill(actor)
+            if actor is not None:
+                ray.kill(actor)
 
 
 def write_address(run: Path) -> None:
     """Into the run's folder, for `scale`: a cluster of one machine's own has no known address."""
     address = ray.get_runtime_context().gcs_address
-    found = {"address": address, "auth": os.environ.get("RAY_AUTH_MODE", "")}
-    (run / FILE).write_text(json.dumps(found))
+    environment = {name: os.environ[name] for name in AUTH if os.environ.get(name)}
+    (run / FILE).write_text(json.dumps({"address": address, "environment": environment}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +241,11 @@ def _join(folder: Path, gone: ValueError) -> None:
         found = json.loads((folder / FILE).read_text())
         host, _, port = found["address"].rpartition(":")
         socket.create_connection((host, int(port)), timeout=3).close()
-    except (OSError, ValueError, KeyError, TypeError):
+        environment = {name: found["environment"].get(name) for name in AUTH}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise gone from None
-    if found.get("auth"):
-        os.environ.setdefault("RAY_AUTH_MODE", found["auth"])
+    for variable, value in environment.items():
+        if value:
+            os.environ.setdefault(variable, value)
     os.environ["RAY_ADDRESS"] = found["address"]
     connection.connect()

@@ -69,7 +69,8 @@ class Mailbox:
     async def fit(self, recipe: Recipe, *, run_folder: Path, resume: Path | None) -> Ended | None:
         """Run the ranks until they are told to stop; else what has ended them."""
         own = ray.get_runtime_context().current_actor
-        config = {"recipe": recipe, "mailbox": own, "resume": str(resume or "")}
+        config = {"recipe": recipe, "mailbox": own, "run_folder": str(run_folder)}
+        config["resume"] = str(resume or "")
         return await asyncio.to_thread(_fit, recipe, config, run_folder / "ray_train")
 
     async def order(self, number: int, order: Order) -> Answer:

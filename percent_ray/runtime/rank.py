@@ -1,5 +1,6 @@
 """One rank of the learner group, as Ray Train runs it: carries out the orders of the mailbox."""
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import ray
 import ray.train
 from ray.exceptions import ObjectLostError
 
+from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.types import ShapedBatch
 
 if TYPE_CHECKING:
@@ -25,7 +27,14 @@ class Lost:
 
 
 def train_worker(config: Mapping[str, Any]) -> None:
-    """Load the policy, then carry out orders until `stop`."""
+    """Load the policy, then carry out orders until `stop`. Raises ValueError, before anything is
+    loaded, where this machine does not see the run's folder, which checkpoints go into."""
+    folder = Path(config["run_folder"])
+    if not (folder / RECIPE_FILE).is_file():
+        raise ValueError(
+            f"the learner's machine {socket.gethostname()} does not see the run's folder {folder}; "
+            "set run.folder to a folder that all machines share"
+        )
     from percent_ray.learn.zero import ZeroEngine
     from percent_ray.models.base import best_device, family
     from percent_ray.roles.learner import Learner

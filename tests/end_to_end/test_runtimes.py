@@ -10,6 +10,8 @@ import pytest
 
 from percent_ray.flow import sampler
 from percent_ray.flow.sde import Transition
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.recipe.tree import Recipe, Role
 from percent_ray.runtime.local import Local
 from tests import tiny
@@ -26,6 +28,7 @@ def load(recipe: Recipe) -> Local:
 
 
 async def start(kind: Any, recipe: Recipe, folder: Path) -> Any:
+    (folder / RECIPE_FILE).write_text(recipes.dump(recipe))
     return await kind.start(recipe, first=worlds.first(recipe), run_folder=folder, resume=None)
 
 
@@ -223,9 +226,7 @@ def test_invariant_9_the_ray_runtime_gives_the_local_numbers(world, tmp_path, ra
         recipe = getattr(worlds, what)(recipe)
 
     async def on_ray() -> FakeObserver:
-        roles = await Cluster.start(
-            recipe, first=worlds.first(recipe), run_folder=tmp_path, resume=None
-        )
+        roles = await start(Cluster, recipe, tmp_path)
         try:
             return await worlds.train(recipe, roles)
         finally:
@@ -266,9 +267,7 @@ def test_killed_actors_lose_and_double_no_group(world, tmp_path, ray_cluster):
                 killed.append(process.pid)
 
     async def on_ray() -> FakeObserver:
-        roles = await Killing.start(
-            recipe, first=worlds.first(recipe), run_folder=tmp_path, resume=None
-        )
+        roles = await start(Killing, recipe, tmp_path)
         try:
             return await worlds.train(recipe, roles)
         finally:

@@ -14,6 +14,12 @@ def test_the_reverse_process_has_nothing_to_say():
     assert notes(recipes.load(RECIPES / "shapes_pec.yaml")) == []
 
 
+def test_a_run_in_rays_copy_of_the_working_directory_is_told():
+    folder = "/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_1/runs"
+    [line] = notes(recipes.load(RECIPES / "shapes_pec.yaml", ["--run.folder", folder]))
+    assert line.startswith(f"run.folder {folder}: is {folder}, in Ray's copy of --working-dir")
+
+
 def test_the_forward_process_says_what_it_does_not_measure_and_not_read():
     measured, unread = notes(recipes.load(NFT))
     assert "policy and perceptual entropy have no meaning and are not measured" in measured

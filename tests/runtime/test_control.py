@@ -140,7 +140,7 @@ def test_a_run_that_is_none_or_dead_is_one_line(run, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    for text in (json.dumps({"address": address, "auth": ""}), "{", "[]"):
+    for text in (json.dumps({"address": address, "environment": {}}), "{", "[]"):
         (run / control.FILE).write_text(text)
         with pytest.raises(ValueError, match=dead):
             control.scale(str(run), {})

@@ -11,11 +11,13 @@ import pytest
 import ray
 from ray.exceptions import ObjectLostError
 
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.runtime import learner_group
 from percent_ray.runtime import mailbox as mailboxes
 from percent_ray.runtime.learner_group import LearnerGroup
 from percent_ray.runtime.mailbox import Mailbox, Order
-from percent_ray.runtime.rank import fetch
+from percent_ray.runtime.rank import fetch, train_worker
 from percent_ray.types import ShapedRow
 from tests.end_to_end import world as worlds
 from tests.learn.fake import FakePolicy, draw_batch, fake_recipe
@@ -123,6 +125,7 @@ def test_a_run_that_gives_up_on_its_first_order_ends_at_once(world, tmp_path, ra
     """As a test that runs into its time limit does: the order is cancelled while the ranks still
     load their models, then the group is closed. They must return, and not spin."""
     recipe = worlds.recipe(world, tmp_path)
+    (tmp_path / RECIPE_FILE).write_text(recipes.dump(recipe))
 
     async def scene() -> None:
         group = LearnerGroup(recipe, run_folder=tmp_path, resume=None)
@@ -142,6 +145,14 @@ def ranks() -> list[int]:
     """Of the cluster that these tests have started, and of no other on the machine."""
     ours = psutil.Process().children(recursive=True)
     return [p.pid for p in ours if p.is_running() and p.name().startswith("ray::RayTrain")]
+
+
+def test_a_machine_that_does_not_see_the_run_s_folder_loads_nothing(tmp_path):
+    config = {"run_folder": str(tmp_path / "run"), "recipe": None, "mailbox": None, "resume": ""}
+    with pytest.raises(
+        ValueError, match=r"does not see the run's folder .*/run; set run\.folder to a folder that"
+    ):
+        train_worker(config)
 
 
 @pytest.mark.ray
