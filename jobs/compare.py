@@ -78,6 +78,7 @@ def compare() -> None:
     )
     failed = [] if arguments.report else train(chosen)
     table_1 = results.read(chosen)
+    print("\n".join(results.strangers(chosen)), end="\n" * bool(results.strangers(chosen)))
     numbers = tables.tabulate(table_1, results.read(chosen, "s1"))
     page = report.write(table_1, numbers, shlex.join(["python", *sys.argv]))
     report.track(table_1, numbers, "", "percent_ray")

@@ -101,6 +101,8 @@ def evaluate(arguments: argparse.Namespace) -> tuple["Results", list[str]]:
 
 def claim(chosen: "Plan", store: "Store") -> None:
     """Whatever is in the folder already is of the same evaluation."""
+    from percent_ray.evaluation.store import stamps
+
     evaluation = chosen.evaluation
     store.claim({"images": evaluation.images, "seed": evaluation.seed}, chosen.prompts)
     for row in chosen.rows:
@@ -109,7 +111,7 @@ def claim(chosen: "Plan", store: "Store") -> None:
         for name, settings in chosen.scorers.items():
             asked = {"reports": name in evaluation.judges, "encodes": name in evaluation.encoders}
             kept = settings.model_dump(include={"kind", "path", "color_path", "served_model"})
-            place.claim_judge(name, {**kept, **asked})
+            place.claim_judge(name, {**kept, **asked, "files": stamps(settings.path)})
 
 
 def draw_and_judge(chosen: "Plan", store: "Store") -> list[str]:

@@ -142,6 +142,8 @@ def load(
         changes = {"seeds": comparison.seeds[:1], "name": f"{comparison.name}_quick"}
         comparison = comparison.model_copy(update=changes)
     plan = Plan(comparison, base, overrides)
+    if not comparison.evaluation.judges:
+        raise RecipeError([f"{path}: evaluation.judges: is empty; the first is the reward"])
     recipes_of = {row: plan.recipe(row, comparison.seeds[0]) for row in comparison.rows}
     wrong = [
         f"{path}: row {row}: {problem}"

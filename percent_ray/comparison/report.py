@@ -86,7 +86,8 @@ def _write_csv(lines: Sequence[Line], path: Path) -> None:
             ["row", "label", "seeds", *(f"{c} {w}" for c in columns for w in ("mean", "std"))]
         )
         for line in lines:
-            values = [f"{v:.6g}" for c in columns for v in mean_and_std(line.cells[c])]
+            cells = [v for c in columns for v in mean_and_std(line.cells[c])]
+            values = ["" if v is None else f"{v:.6g}" for v in cells]  # one seed has no std
             out.writerow([line.name, line.label, line.seeds, *values])
 
 

@@ -1,5 +1,6 @@
 """What the runs of a comparison leave behind in their folders."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from percent_ray.comparison.plan import BASE, Comparison, Plan, Row
+from percent_ray.evaluation.judge import Protocol
 from percent_ray.evaluation.quality import CENTRED, SPACES
 from percent_ray.metrics import IMAGES_PER_S, STEP_S
 from percent_ray.monitor import history
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.command_line import RECIPE_FILE
+from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.tree import Recipe
 from percent_ray.report.rows import Curve
 
@@ -136,24 +142,97 @@ class Results:
 
 
 def read(plan: Plan, table: str = "1") -> Results:
-    """The results so far of the rows of one table. Raises ValueError where the base model has not
-    been judged."""
+    """The results so far of the rows of one table. Those that were made or judged in another way
+    than the plan's are left out: `strangers` names them. Raises ValueError where the base model has
+    not been judged."""
     comparison = plan.comparison
     untrained = read_result(comparison.runs / BASE)
-    if not untrained:
-        raise ValueError(f"no results in {comparison.runs / BASE}; run the comparison first")
+    if not is_base_judged(plan):
+        another = "; what is there was judged in another way" if untrained else ""
+        raise ValueError(
+            f"no results in {comparison.runs / BASE}; run the comparison first{another}"
+        )
     base = untrained["versions"]["0"]
     runs: dict[str, list[Run]] = {}
     for row in (name for name, row in comparison.rows.items() if row.table == table):
         for seed in comparison.seeds:
-            folder = folder_of(plan.recipe(row, seed))
-            if result := read_result(folder):
-                judged = {int(version): numbers for version, numbers in result["versions"].items()}
+            recipe = plan.recipe(row, seed)
+            if judged := versions_of(recipe, comparison.evaluation):
+                folder = folder_of(recipe)
                 steps = history.read(folder / history.FILE)
                 runs.setdefault(row, []).append(Run(row, seed, folder, {0: base} | judged, steps))
     used = {row: _trained_on(plan.recipe(row, comparison.seeds[0])) for row in runs}
     units = {f"quality/{name}": unit for name, unit in untrained.get("units", {}).items()}
     return Results(comparison, base, runs, used, units, untrained.get("strengths", ()))
+
+
+def strangers(plan: Plan) -> list[str]:
+    """A line for the runs that have results which `read` leaves out."""
+    comparison = plan.comparison
+    recipes_of = [plan.recipe(row, seed) for seed in comparison.seeds for row in comparison.rows]
+    names = [
+        recipe.run.name
+        for recipe in recipes_of
+        if read_result(folder_of(recipe)) and not versions_of(recipe, comparison.evaluation)
+    ]
+    if not names:
+        return []
+    return [
+        f"{len(names)} runs in {comparison.runs} were trained or judged in another way and are "
+        f"left out: {', '.join(names)}"
+    ]
+
+
+def versions_of(recipe: Recipe, protocol: Protocol) -> dict[int, Mapping[str, float]]:
+    """The numbers of a run's checkpoints up to `run.steps`, by version; empty where it has none
+    that were made under this recipe and judged under this protocol."""
+    folder = folder_of(recipe)
+    if not (made_under(protocol, folder) and is_same(recipe)):
+        return {}
+    versions = {int(version): of for version, of in read_result(folder)["versions"].items()}
+    return {version: of for version, of in versions.items() if version <= recipe.run.steps}
+
+
+def is_base_judged(plan: Plan) -> bool:
+    """Whether the model before training has been judged, and it is this plan's."""
+    comparison = plan.comparison
+    recipe = plan.recipe(next(iter(comparison.rows)), comparison.seeds[0])
+    settings = {"pool": comparison.pool, **judged_by(recipe, comparison.evaluation)}
+    return made_under(comparison.evaluation, comparison.runs / BASE, **settings)
+
+
+def judged_by(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
+    """What the numbers of the base model depend on beside the protocol: the model, without what is
+    trained of it, and the scorers that judge."""
+    trained = {"lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing", "compile"}
+    names = dict.fromkeys((*protocol.judges, *protocol.encoders))
+    free = {"weight", "normalize", "batch_size", "token_env", "timeout_s"}
+    scorers = {n: recipe.scorers[n].model_dump(mode="json", exclude=free) for n in names}
+    return {
+        "model": recipe.model.model_dump(mode="json", exclude=trained),
+        "scorers": scorers,
+    }
+
+
+def made_under(protocol: Protocol, folder: Path, **settings: Any) -> bool:
+    """Whether a folder has results, and of this protocol and these settings."""
+    wanted = {"protocol": under(protocol), **settings}
+    return wanted.items() <= read_result(folder).items()
+
+
+def under(protocol: Protocol) -> dict[str, Any]:
+    """A protocol as a result holds it: its prompts by what they say, too."""
+    words = hashlib.sha256(locate_prompts(protocol.prompts).read_bytes()).hexdigest()
+    return {**protocol.model_dump(mode="json"), "prompts_sha256": words}
+
+
+def is_same(recipe: Recipe) -> bool:
+    """Whether the run in the recipe's folder was made with this recipe."""
+    path = folder_of(recipe) / RECIPE_FILE
+    if not path.is_file():
+        return False
+    before = yaml.load(path.read_text(), recipes.Loader)  # maybe an older version's
+    return not recipes.differences(before, recipe.model_dump(mode="json"))
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -17,15 +17,13 @@ from typing import Any
 
 import numpy as np
 import ray
-import yaml
 from ray.exceptions import RayError
 
+from percent_ray.comparison import results
 from percent_ray.comparison.plan import BASE, Comparison, Plan
-from percent_ray.comparison.results import MEASURED, PICTURES, RESULT, folder_of, read_result
+from percent_ray.comparison.results import MEASURED, PICTURES, RESULT, folder_of
 from percent_ray.evaluation.judge import Judge, Protocol
 from percent_ray.learn import checkpoint
-from percent_ray.recipe import load as recipes
-from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.recipe.tree import Recipe
 from percent_ray.runtime import connection
 
@@ -50,7 +48,7 @@ def unfinished(plan: Plan) -> list[Job]:
     """What is still to be done, the base model first."""
     comparison = plan.comparison
     jobs: list[Job] = []
-    if not _made_under(comparison.evaluation, comparison.runs / BASE, pool=comparison.pool):
+    if not results.is_base_judged(plan):
         recipe = plan.recipe(next(iter(comparison.rows)), comparison.seeds[0])
         jobs.append(Job(BASE, 0, comparison.runs / BASE, partial(_judge_base, recipe, comparison)))
     for seed in comparison.seeds:
@@ -138,15 +136,12 @@ def _error(ended: ray.ObjectRef) -> str | None:
 
 def is_finished(recipe: Recipe, protocol: Protocol) -> bool:
     """Whether a run was trained to its end under this recipe and judged under this protocol."""
-    folder = folder_of(recipe)
-    if not (_made_under(protocol, folder) and _same(recipe)):
-        return False
-    return max(map(int, read_result(folder)["versions"])) == recipe.run.steps
+    return recipe.run.steps in results.versions_of(recipe, protocol)
 
 
 def is_of_another_recipe(recipe: Recipe) -> bool:
     """Whether the run's folder has checkpoints of a run that another recipe has trained."""
-    return checkpoint.latest(folder_of(recipe)) is not None and not _same(recipe)
+    return checkpoint.latest(folder_of(recipe)) is not None and not results.is_same(recipe)
 
 
 def _move_aside(folder: Path) -> None:
@@ -155,15 +150,6 @@ def _move_aside(folder: Path) -> None:
     kept = next(path for path in aside if not path.exists())
     folder.rename(kept)
     print(f"{folder} is a run of another recipe; kept as {kept}")
-
-
-def _same(recipe: Recipe) -> bool:
-    """Whether the run in the recipe's folder was made with this recipe."""
-    path = folder_of(recipe) / RECIPE_FILE
-    if not path.is_file():
-        return False
-    before = yaml.load(path.read_text(), recipes.Loader)  # maybe an older version's
-    return not recipes.differences(before, recipe.model_dump(mode="json"))
 
 
 def _train_and_judge(recipe: Recipe, protocol: Protocol) -> None:
@@ -184,6 +170,12 @@ def _train_and_judge(recipe: Recipe, protocol: Protocol) -> None:
         raise RuntimeError(
             f"stopped at step {max(made)} of {recipe.run.steps}; run the comparison again"
         )
+    if recipe.run.steps not in made:
+        raise RuntimeError(
+            f"trained on to step {max(made)}, with no checkpoint of step {recipe.run.steps}; give "
+            f"--run.steps {max(made)}, or another --folder"
+        )
+    made = {version: path for version, path in made.items() if version <= recipe.run.steps}
     judge = Judge(recipe, protocol)
     print("\n".join(judge.loaded))
     versions: dict[int, Mapping[str, float]] = {}
@@ -200,21 +192,16 @@ def _judge_base(recipe: Recipe, comparison: Comparison) -> None:
     numbers, images = judge(None)
     strengths = judge.select(pool) if pool else []
     folder = comparison.runs / BASE
-    results = {"versions": {0: numbers}, "units": judge.units, "strengths": strengths}
-    _write(folder, images, protocol, pool=pool, **results)
+    found = {"versions": {0: numbers}, "units": judge.units, "strengths": strengths}
+    of = results.judged_by(recipe, protocol)
+    _write(folder, images, protocol, pool=pool, **of, **found)
 
 
-def _made_under(protocol: Protocol, folder: Path, **settings: int) -> bool:
-    """Whether a folder has results, and of this protocol and these settings."""
-    wanted = {"protocol": protocol.model_dump(mode="json"), **settings}
-    return wanted.items() <= read_result(folder).items()
-
-
-def _write(folder: Path, images: np.ndarray, protocol: Protocol, **results: Any) -> None:
+def _write(folder: Path, images: np.ndarray, protocol: Protocol, **found: Any) -> None:
     """The result last and all at once: it says that all the rest is there."""
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / PICTURES, images=images)
-    contents = {"protocol": protocol.model_dump(mode="json"), "measured": MEASURED, **results}
+    contents = {"protocol": results.under(protocol), "measured": MEASURED, **found}
     aside = folder / f"{RESULT}.partial"
     aside.write_text(json.dumps(contents, indent=1))
     aside.rename(folder / RESULT)

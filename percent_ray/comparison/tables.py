@@ -82,6 +82,12 @@ def level(results: Results, share: float) -> float:
     return float(start + share * (end - start))
 
 
+def has_gained(results: Results) -> bool:
+    """Whether the first reference row has gained any reward at its end; else there is no reward at
+    which rows could be compared."""
+    return level(results, 1.0) > level(results, 0.0)
+
+
 def kept(results: Results, space: str, path: Run | Curve, reward: float) -> float | None:
     """The share of the base's Vendi that is left where a run, or a curve of Vendi over reward that
     starts at the base, first reaches a reward, linear between its points; None where it never does.
@@ -115,7 +121,11 @@ def matched(results: Results, share: float) -> list[Line]:
     Then two lines to compare with: `STOPPED`, by seed the best that stopping any reference row
     early, at the best learning rate, would have done; and `CHOSEN`, choosing among the base's own
     pictures, which has no value where the pool has none of that reward.
+
+    Raises ValueError where the reference has gained no reward (`has_gained`).
     """
+    if not has_gained(results):
+        raise ValueError(f"{results.reference} has gained no {results.reward}")
     start, wanted, whole = (level(results, s) for s in (0.0, share, 1.0))
     spaces = results.vendi
 
@@ -227,7 +237,7 @@ def tabulate(results: Results, geneval: Results) -> Tables:
     return Tables(
         lines=table_1(results),
         tasks=() if tasked is None else table_s1(tasked),
-        matched={share: matched(results, share) for share in SHARES},
+        matched={s: matched(results, s) for s in SHARES if has_gained(results)},
         frontiers=frontiers,
         above=[_line(results, row, cells) for row, cells in above.items()],
         moved=moved,

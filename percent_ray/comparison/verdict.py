@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from percent_ray.comparison.results import Results
-from percent_ray.comparison.tables import STOPPED, THERE, Line, matched
+from percent_ray.comparison.tables import STOPPED, THERE, Line, has_gained, matched
 from percent_ray.evaluation.aggregate import mean_and_std
 
 SHARE, KEEP = 0.9, 0.8
@@ -20,8 +20,11 @@ def in_short(results: Results) -> list[str]:
     """For someone who reads one paragraph: what the reference's training has cost, which row keeps
     most diversity at the same reward, by how much, and how sure that is. Two sentences and one for
     each space of the encoders that are not the reward's."""
-    lines = {line.name: line for line in matched(results, SHARE)}
     spaces = _spaces(results)
+    if not has_gained(results):
+        nothing = "It has gained none of that reward: nothing is compared at the same reward."
+        return [_cost(results, spaces[0]), nothing]
+    lines = {line.name: line for line in matched(results, SHARE)}
     kept = [_kept(results, lines, space) for space in spaces]
     return [_cost(results, spaces[0]), *(text for text, _ in kept), _sure(results, lines, kept)]
 
@@ -45,7 +48,7 @@ def _kept(results: Results, lines: Mapping[str, Line], space: str) -> tuple[str,
     early stopping, in shares of the base's Vendi."""
     stopped = lines[STOPPED].cells[space]
     where = f"At the same reward, {SHARE:.0%} of that gain, in the {_name(space)} space:"
-    best = _best(lines, space)
+    best = _best(results, lines, space)
     if best is None or not stopped:
         return f"{where} no method gets there in all seeds, so none can be compared.", None
     lead = float(np.mean(best.cells[space]) - np.mean(stopped))
@@ -57,13 +60,13 @@ def _kept(results: Results, lines: Mapping[str, Line], space: str) -> tuple[str,
         others = {
             n: o for n, o in lines.items() if _name(space) not in results.trained_on.get(n, ())
         }
-        if next_best := _best(others, space):
+        if next_best := _best(results, others, space):
             kept = _percent(next_best.cells[space])
             own += f" (of those that were not, {next_best.label} keeps most, {kept}),"
     text = (
         f"{where} {best.label}{own} keeps {_percent(best.cells[space])} of the base model's "
         f"{space}, {'more than' if lead > 0 else 'and no other method more; not more than'} the "
-        f"reference stopped there, {_percent(stopped)} (difference {lead:+.0%}{told})."
+        f"best reference stopped there, {_percent(stopped)} (difference {lead:+.0%}{told})."
     )
     return text, between
 
@@ -73,41 +76,48 @@ def _sure(
 ) -> str:
     """How far the leads can be trusted."""
     rows = _competing(lines)
-    late = sum(line.cells[THERE][0] < line.seeds for line in rows)
+    late = sum(not _all_there(line, results) for line in rows)
     missing = (
         f" {late} of {len(rows)} methods do not get to that reward in every seed and are not "
         "compared."
         if late
         else ""
     )
-    seeds = max((line.seeds for line in rows), default=1)
     found = [between for _, between in kept if between is not None]
     if late == len(rows):
         sure = "How sure: nothing was compared."
-    elif seeds < 2 or not found:
+    elif not found:
         sure = (
-            "How sure: not at all, one seed has no interval, and another may turn it round; give "
-            "--seeds 1,2,3."
+            "How sure: not at all, an interval needs two seeds of a method and of the reference "
+            "that get there and differ, and another seed may turn it round; give --seeds 1,2,3."
         )
     else:
         apart = sum(low > 0 for low, _ in found)
+        none = f", {len(kept) - len(found)} have none" * (len(found) < len(kept))
         sure = (
-            f"How sure: the interval over {seeds} seeds lies above 0 in {apart} of {len(found)} "
-            f"spaces. The best of {len(rows) - late} methods was picked, which flatters it."
+            f"How sure: the interval over seeds lies above 0 in {apart} of {len(kept)} spaces"
+            f"{none}. The best of {len(rows) - late} methods was picked, which flatters it."
         )
     return sure + missing
 
 
 def named(results: Results) -> str | None:
     """The row that `in_short` names first; None where none can be compared."""
+    if not has_gained(results):
+        return None
     lines = {line.name: line for line in matched(results, SHARE)}
-    best = _best(lines, _spaces(results)[0])
+    best = _best(results, lines, _spaces(results)[0])
     return None if best is None else best.name
 
 
-def _best(lines: Mapping[str, Line], space: str) -> Line | None:
+def _all_there(line: Line, results: Results) -> bool:
+    """Whether every seed that was asked for has been run and gets to the reward."""
+    return line.cells[THERE][0] == len(results.comparison.seeds)
+
+
+def _best(results: Results, lines: Mapping[str, Line], space: str) -> Line | None:
     """The method that keeps most Vendi in a space, of those that get there in every seed."""
-    there = [line for line in _competing(lines) if line.cells[THERE][0] == line.seeds]
+    there = [line for line in _competing(lines) if _all_there(line, results)]
     return max(there, key=lambda line: float(np.mean(line.cells[space])), default=None)
 
 
@@ -134,6 +144,8 @@ def interval(first: Sequence[float], second: Sequence[float]) -> Interval | None
 def verdict(results: Results, share: float = SHARE, keep: float = KEEP) -> list[str]:
     """For every method of ours and every space that it was not trained on: what it keeps at `share`
     of the reference's gain, and whether its seeds lie above those of early stopping."""
+    if not has_gained(results):
+        return []
     *rows, stopping, _ = matched(results, share)
     return [
         line
@@ -148,6 +160,9 @@ def _of(results: Results, row: Line, stopping: Line, share: float, keep: float) 
     if row.seeds < 2:
         yield f"{row.label}: one seed, which has no spread; no verdict"
         return
+    if len(next(iter(stopping.cells[space] for space in results.vendi))) < 2:
+        yield f"{row.label}: fewer than 2 seeds of the reference get there; no verdict"
+        return
     if reached < row.seeds:
         there = f"{reached} of {row.seeds} seeds reach {share:.0%} of the gain"
         yield f"{row.label}: {there}; no verdict"
@@ -157,7 +172,7 @@ def _of(results: Results, row: Line, stopping: Line, share: float, keep: float) 
         if name in results.trained_on[row.name]:
             continue
         left, stopped = row.cells[space], stopping.cells[space]
-        above = "above" if stopped and min(left) > max(stopped) else "not above"
+        above = "above" if min(left) > max(stopped) else "not above"
         mean, _ = mean_and_std(left)
         yield (
             f"{row.label}, {name} space: keeps {mean:.0%} of the base's Vendi "

@@ -14,6 +14,7 @@ from percent_ray.evaluation.plan import Row
 from percent_ray.evaluation.quality import LATENT, Judgement, judgement, of_latents
 from percent_ray.models.base import best_device
 from percent_ray.recipe import tree
+from percent_ray.recipe.errors import first_line
 from percent_ray.scorers.base import Checked, load_scorer, try_out
 from percent_ray.types import Prompt
 
@@ -57,7 +58,10 @@ class Drawer:
         """
         loaded = "" if row.name == self._row else self._load(row)
         assert self._source is not None
-        made = self._source.draw(prompt, number, images=images, seed=seed)
+        try:
+            made = self._source.draw(prompt, number, images=images, seed=seed)
+        except Exception as error:  # of a pipeline's own code; the other prompts may be drawn
+            raise ValueError(first_line(error)) from error
         pixels = made.images.numpy()
         said = of_latents(made).get(LATENT)
         latents = None if said is None or said.features is None else said.features.numpy()
@@ -72,8 +76,8 @@ class Drawer:
             else:
                 self._ours = Loader(self._device)
                 self._source = PipelineSource(row.of, device=self._device)
-        except (ValueError, OSError) as error:
-            raise NotLoaded(str(error)) from error
+        except Exception as error:  # whatever a library makes of it, out of memory among it
+            raise NotLoaded(first_line(error)) from error
         self._row = row.name
         return self._source.describe()
 

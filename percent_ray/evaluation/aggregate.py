@@ -32,10 +32,10 @@ def normalized_average(rows: ArrayLike) -> NDArray[np.float64]:
     return ((table - low) / np.where(spread > 0, spread, 1.0)).mean(axis=1)
 
 
-def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Over seeds; the std is unbiased (ddof 1), 0 for one seed."""
+def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Over seeds; the std is unbiased (ddof 1), None for one seed."""
     seeds = np.asarray(values, np.float64)
-    return float(seeds.mean()), float(seeds.std(ddof=1)) if len(seeds) > 1 else 0.0
+    return float(seeds.mean()), float(seeds.std(ddof=1)) if len(seeds) > 1 else None
 
 
 def at_reward(
@@ -43,14 +43,14 @@ def at_reward(
 ) -> float | None:
     """What `values` were when a training first reached `level`, linear between evaluations.
 
-    None where it never has. Methods that stand at the same reward compare; methods at the same step
-    do not, since a slow one has lost less of everything.
+    None where it never has, and where it began above it. Methods that stand at the same reward
+    compare; methods at the same step do not, since a slow one has lost less of everything.
     """
     for i, reward in enumerate(rewards):
         if reward < level:
             continue
         if i == 0:
-            return float(values[0])
+            return float(values[0]) if reward == level else None
         share = (level - rewards[i - 1]) / (reward - rewards[i - 1])
         return float(values[i - 1] + share * (values[i] - values[i - 1]))
     return None
@@ -59,7 +59,7 @@ def at_reward(
 def frontier_fit(
     rewards: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]
 ) -> tuple[NDArray[np.float64], float]:
-    """How `values` fall as reward is gained: (c, r2) of values = c_1 gain + c_2 gain^2.
+    """How `values` fall as reward is gained: (c, R²) of values = c_1 gain + c_2 gain^2.
 
     Both are counted from the base model, where they are 0. Raises ValueError for fewer than
     `FRONTIER_POINTS` evaluations.
@@ -69,4 +69,5 @@ def frontier_fit(
     powers = np.stack([rewards, rewards**2], axis=1)
     coefficients = np.linalg.lstsq(powers, values, rcond=None)[0]
     residual = values - powers @ coefficients
-    return coefficients, float(1 - residual.var() / values.var()) if values.var() > 0 else 1.0
+    r2 = 1 - np.square(residual).mean() / values.var() if values.var() > 0 else 1.0
+    return coefficients, float(r2)

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 
 from percent_ray.evaluation.generate import PolicySource
+from percent_ray.evaluation.store import stamps
 from percent_ray.export.source import read
 from percent_ray.learn import checkpoint
 from percent_ray.models.base import Decoder, Policy, family
@@ -59,6 +60,7 @@ class Checkpoint:
         """What its pictures depend on, as JSON: the model, the ODE, and the weights by content."""
         return {
             "model": self.model.model_dump(mode="json"),
+            "files": stamps(self.model.path),
             "steps": self.steps,
             "batch_size": self.batch_size,
             "weights": {} if self.policy is None else checkpoint.digests(self.policy),

@@ -182,7 +182,7 @@ class Engine:
                 return place.put(name, work.number, said)
             except ConnectionError as error:
                 self._gone[name] = first_line(error)
-            except (ValueError, TimeoutError) as error:
+            except Exception as error:  # of a scorer's own code, too
                 if last:
                     return self._fail(work.row, name, first_line(error))
         return self._fail(work.row, name, self._gone[name])
@@ -193,13 +193,19 @@ class Engine:
 
 async def _kept(place: RowStore, number: int) -> Any:
     """Reference to pictures that were kept."""
-    contents = [path.read_bytes() for path in place.pictures(number)]
-    return _decode.remote(contents)
+    paths = place.pictures(number)
+    return _decode.remote([path.read_bytes() for path in paths], str(paths[0]))
 
 
 @ray.remote(num_cpus=1)
-def _decode(contents: Sequence[bytes]) -> Any:
-    return pictures.decode(contents)
+def _decode(contents: Sequence[bytes], first: str) -> Any:
+    try:
+        return pictures.decode(contents)
+    except Exception as error:
+        raise ValueError(
+            f"{first} or one beside it is damaged, delete them to have them drawn again: "
+            f"{first_line(error)}"
+        ) from error
 
 
 Sizes = Mapping[str, tuple[int, float]]

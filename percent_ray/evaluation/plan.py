@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from percent_ray.evaluation import checkpoints
 from percent_ray.evaluation.checkpoints import Checkpoint, CheckpointRow
 from percent_ray.evaluation.judge import Protocol
 from percent_ray.evaluation.pipelines import PipelineRow
+from percent_ray.evaluation.store import stamps
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe import tree
 from percent_ray.recipe.errors import explain
 from percent_ray.recipe.load import RecipeError
-from percent_ray.recipe.paths import EMBEDDED, locate_pipeline
+from percent_ray.recipe.paths import locate_pipeline
 from percent_ray.recipe.secret import Uri
 from percent_ray.recipe.section import Section
 from percent_ray.types import Prompt
@@ -76,7 +77,8 @@ class Row:
         if isinstance(self.of, Checkpoint):
             return self.of.identity()
         row = self.of.model_dump(mode="json")
-        return {**row, "files": {name: _stamps(row[name]) for name in ("pipeline", "lora")}}
+        places = {name: row[name] for name in ("pipeline", "lora")} | row["components"]
+        return {**row, "files": {name: stamps(path) for name, path in places.items()}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,12 +240,3 @@ def _strangers(rows: Sequence[Row], evaluation: Evaluation) -> list[str]:
         f"{', '.join(embedded)} are the embedded world's and know nothing of the pictures of "
         f"{', '.join(strange)}; for published models use --rows jobs/recipes/evaluate_paper.yaml"
     ]
-
-
-def _stamps(path: str) -> dict[str, list[int]]:
-    """Size and time of every file of a folder or of one file; empty of a hub id."""
-    folder = EMBEDDED / "weights" / path.removeprefix("shapes/")
-    place = folder if path.startswith("shapes/") else Path(path).expanduser()
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    stats: Mapping[str, Any] = {p.relative_to(place).as_posix(): p.stat() for p in files if path}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}

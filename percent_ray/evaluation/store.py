@@ -206,3 +206,14 @@ def _write(path: Path, contents: bytes) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_bytes(contents)
     os.replace(aside, path)
+
+
+def stamps(path: str) -> dict[str, list[int]]:
+    """Size and time of every file of a folder or of one file; empty of a hub id, of no path and of
+    the embedded world's, which are this version's."""
+    if not path or path.startswith("shapes/"):
+        return {}
+    place = Path(path).expanduser()
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    stats = {p.relative_to(place).as_posix(): p.stat() for p in files}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}

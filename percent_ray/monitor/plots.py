@@ -23,7 +23,7 @@ from percent_ray.metrics import (
 )
 from percent_ray.monitor import history
 from percent_ray.monitor.spans import overlap
-from percent_ray.pages.style import figure, plain, save
+from percent_ray.pages.style import figure, look, plain, save
 from percent_ray.types import Span
 
 if TYPE_CHECKING:
@@ -104,7 +104,8 @@ def curves(jsonl: Path, path: Path) -> None:
         axes = sheet.add_subplot(2, 4, number)
         trained = _lines(steps, choose)
         probed = _lines({step: by_space(metrics, PROBE) for step, metrics in steps.items()}, choose)
-        for name, colour in zip(trained | probed, COLOURS.values(), strict=False):
+        for place, name in enumerate(trained | probed):
+            colour = look(place).colour
             points, fixed = trained.get(name), probed.get(name)
             if points:
                 label, marker, alpha = ("", "", 0.35) if fixed else (name, ".", 1.0)

@@ -3,7 +3,7 @@ noise")."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from percent_ray.metrics import (
     DESCENT,
@@ -52,7 +52,10 @@ def share(steps: Sequence[Mapping[str, float]]) -> Estimate | None:
     whole = math.fsum(square for _, square in pairs)
     if len(pairs) < LEAST or whole <= 0:
         return None
-    return _estimate([signal * len(pairs) / whole for signal, _ in pairs])
+    ratio = math.fsum(signal for signal, _ in pairs) / whole
+    # The error of a ratio of sums, whose terms move together.
+    rest = [(signal - ratio * square) * len(pairs) / whole for signal, square in pairs]
+    return replace(_estimate(rest), mean=ratio)
 
 
 def descent(steps: Sequence[Mapping[str, float]]) -> Estimate | None:

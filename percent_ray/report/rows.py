@@ -77,7 +77,7 @@ def over_seeds(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndar
     seeds = [dict(zip(steps.tolist(), values.tolist(), strict=True)) for steps, values in curves]
     shared = [step for step in (seeds[0] if seeds else ()) if all(step in seed for seed in seeds)]
     pairs = [mean_and_std([seed[step] for seed in seeds]) for step in shared]
-    means, stds = np.array(pairs).reshape(-1, 2).T
+    means, stds = np.array([(mean, std or 0.0) for mean, std in pairs]).reshape(-1, 2).T
     return np.array(shared), means, stds
 
 

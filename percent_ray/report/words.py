@@ -44,12 +44,14 @@ def _of(run: Run) -> Iterator[str]:
 
 
 def _compared(runs: Sequence[Run]) -> Iterator[str]:
-    """At the highest reward that all have reached."""
+    """At the highest reward that all have reached, where that is more than any began with."""
     whole = [run for run in runs if len(run.probes) > 1]
     if len(whole) < 2 or len({run.reward_name for run in whole}) > 1:
         return
     rewards = {run.label: curve(run.probes, REWARD)[1] for run in whole}
     level = min(float(values.max()) for values in rewards.values())
+    if not level > max(float(values[0]) for values in rewards.values()):  # nor nan
+        return
     told: list[str] = []
     for space in (s for s in whole[0].vendi if all(s in run.vendi for run in whole)):
         kept: dict[str, float] = {}

@@ -74,7 +74,7 @@ def summarize(votes: Int[np.ndarray, "annotators pairs"], question: str) -> Ques
         missing=votes.size - given,
         shares=shares,
         pairs_a=pairs_a,
-        pairs_tied=votes.shape[1] - decided,
+        pairs_tied=int(((lead == 0) & (votes != MISSING).any(0)).sum()),
         pairs_b=pairs_b,
         p=float(binomtest(pairs_b, decided).pvalue) if decided else 1.0,
         agreed=agreed,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import yaml
 
 from percent_ray.comparison import plan as plans
+from percent_ray.comparison import results
 from percent_ray.comparison.plan import BASE, Plan
 from percent_ray.comparison.results import MEASURED, PICTURES, RESULT
 from percent_ray.data.prompts import read_prompts
 from percent_ray.monitor.history import History
+from percent_ray.recipe import load as recipes
+from percent_ray.recipe.command_line import RECIPE_FILE
 
 BASE_REWARD, BASE_VENDI = 0.2, 8.0
 ROWS: dict[str, dict[str, Any]] = {
@@ -88,7 +92,9 @@ def numbers(reward: float, vendi: float) -> dict[str, float]:
 def finish(plan: Plan) -> None:
     """Write what the runs would have left behind."""
     comparison = plan.comparison
-    protocol = comparison.evaluation.model_dump(mode="json")
+    protocol = results.under(comparison.evaluation)
+    first = plan.recipe(next(iter(comparison.rows)), comparison.seeds[0])
+    of = results.judged_by(first, comparison.evaluation)
     count = len(read_prompts(comparison.evaluation.prompts))
 
     def write(folder: Path, versions: dict[int, dict[str, float]], **settings: Any) -> None:
@@ -100,9 +106,8 @@ def finish(plan: Plan) -> None:
     runs = comparison.runs
     # Drawn anew, the base's pictures are a little worse; choosing costs 1 of their 6 of Vendi.
     strengths = [numbers(BASE_REWARD - 0.001 + 0.01 * s, 6.0 - 1.0 * s) for s in (0, 0.5, 1)]
-    write(
-        runs / BASE, {0: numbers(BASE_REWARD, BASE_VENDI)}, pool=0, strengths=strengths, units=UNITS
-    )
+    choice = {"pool": 0, "strengths": strengths, "units": UNITS}
+    write(runs / BASE, {0: numbers(BASE_REWARD, BASE_VENDI)}, **choice, **of)
     for row in comparison.rows:
         gained, lost = LINES[row]
         for seed in comparison.seeds:
@@ -113,6 +118,7 @@ def finish(plan: Plan) -> None:
                 for v in (5, 10, 15, 20)
             }
             write(folder, at)
+            (folder / RECIPE_FILE).write_text(recipes.dump(plan.recipe(row, seed)))
             history = History(folder / "metrics.jsonl")
             for step in range(21):
                 history.append(step, probe(step, gained * step / 20))
@@ -137,5 +143,5 @@ def probe(step: int, gain: float) -> dict[str, float]:
     return metrics
 
 
-def load(folder: Path, **options: Any) -> Plan:
-    return plans.load(build(folder), **options)
+def load(folder: Path, overrides: Sequence[str] = (), **options: Any) -> Plan:
+    return plans.load(build(folder), overrides, **options)

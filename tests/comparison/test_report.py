@@ -227,16 +227,16 @@ def test_the_page_shows_the_numbers_of_the_tables(plan):
     dino = head.index("vendi/dino")
     assert (base[dino], reference[dino]) == ("8.000", "3.970 ±0.014")
     *rows, stopped, chosen = page.tables["At the same reward: 90% of the reference's gain"]
-    assert [*rows[1][:3], rows[1][4]] == ["Flow-GRPO 2", "2", "100%", "55% ±0%"]
-    assert rows[2] == ["Flow-GRPO, slow 2", "0", "40%", *["-"] * 7]
-    assert rows[1][-2:] == ["270", "9.0"]
+    assert [*rows[1][:3], rows[1][4]] == ["Flow-GRPO 2", "2", "100% ±0%", "55% ±0%"]
+    assert rows[2] == ["Flow-GRPO, slow 2", "0", "40% ±0%", *["-"] * 7]
+    assert rows[1][-2:] == ["270 ±0", "9.0 ±0.0"]
     assert stopped[3:] == [*["55% to 55%"] * 5, "-", "-"]
     assert chosen[3:] == [*["85%"] * 5, "-", "-"]
     head, *rows = page.tables["Above the frontier"]
     assert head[1] == "vendi/clip R² 0.98, of all rows 0.47"
     assert rows[3][1] == "+23.8% ±0.1%"
     head, row, *_ = page.tables["Where the pictures went"]
-    assert row == ["Flow-GRPO 2", "0.000", "0%", "0%"]
+    assert row == ["Flow-GRPO 2", "0.000 ±0.000", "0% ±0%", "0% ±0%"]
 
 
 def test_pictures_and_the_frontier_come_before_the_tables(written):
@@ -323,14 +323,14 @@ def test_in_short_says_who_kept_what_at_which_reward_and_how_sure_that_is(plan):
     # 8 - 0.52 x .009/.0095 and 8 - 0.54 x .009/.0095 of 8, against 8 - .9 x 4.02 and - .9 x 4.04.
     assert clip == (
         "At the same reward, 90% of that gain, in the clip space: marginal keeps 94% (seeds 94% to "
-        "94%) of the base model's vendi/clip, more than the reference stopped there, 55% (seeds "
-        "55% to 55%) (difference +39%; 95% interval +38% to +40%)."
+        "94%) of the base model's vendi/clip, more than the best reference stopped there, 55% "
+        "(seeds 55% to 55%) (difference +39%; 95% interval +38% to +40%)."
     )
     assert dino.startswith(
         "At the same reward, 90% of that gain, in the dino space: marginal keeps"
     )
     assert sure == (
-        "How sure: the interval over 2 seeds lies above 0 in 2 of 2 spaces. The best of 2 methods "
+        "How sure: the interval over seeds lies above 0 in 2 of 2 spaces. The best of 2 methods "
         "was picked, which flatters it."
     )
 
@@ -343,7 +343,7 @@ def test_in_short_tells_where_no_method_gets_there_or_none_keeps_more(plan):
     assert nobody[3] == "How sure: nothing was compared."
     worse = {**references, "pec": [replace(r, row="pec") for r in read.runs["flow_grpo"]]}
     told = verdict.in_short(replace(read, runs=worse))
-    assert "no other method more; not more than the reference stopped there" in told[1]
+    assert "no other method more; not more than the best reference stopped there" in told[1]
     assert "lies above 0 in 0 of 2 spaces" in told[3]
 
 

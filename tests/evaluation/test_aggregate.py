@@ -39,11 +39,12 @@ def test_a_cell_that_is_not_finite_is_named():
 
 def test_mean_and_std_over_seeds():
     assert mean_and_std([1.0, 3.0]) == (2.0, pytest.approx(np.sqrt(2)))
-    assert mean_and_std([1.5]) == (1.5, 0.0)
+    assert mean_and_std([1.5]) == (1.5, None)
 
 
 @pytest.mark.parametrize(
-    ("level", "expected"), [(0.5, 9.0), (0.7, 7.5), (0.8, 6.0), (0.85, 4.25), (0.95, None)]
+    ("level", "expected"),
+    [(0.5, None), (0.6, 9.0), (0.7, 7.5), (0.8, 6.0), (0.85, 4.25), (0.95, None)],
 )
 def test_values_at_the_first_crossing_of_a_reward(level, expected):
     """The reward falls back at the third point: what counts is where it was first reached."""
@@ -63,6 +64,8 @@ def test_a_frontier_through_the_base_is_found_again_and_says_what_reward_explain
     coefficients, r2 = frontier_fit(gains, lost)
     np.testing.assert_allclose(coefficients, [-4.0, -90.0])
     assert r2 == pytest.approx(1.0)
+    level = frontier_fit(np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0]))[1]
+    assert level == pytest.approx(0.0), "what is left over is not counted around its own mean"
     noise = np.random.default_rng(0).normal(size=(2, 400))
     assert abs(frontier_fit(noise[0], noise[1])[1]) < 0.05
     with pytest.raises(ValueError, match="needs 3 evaluations, got 2"):

@@ -37,6 +37,19 @@ def test_prompts_without_a_number_are_left_out():
     assert (found["one"].mean, found["one"].low, found["one"].high) == (2.0, None, None)
 
 
+def test_few_prompts_have_no_interval():
+    """That of the least and the largest of 2 would hold the mean half of the time."""
+    values = {"few": np.append(np.arange(7.0), NAN), "more": np.arange(8.0)}
+    found = estimates(values)
+    assert (found["few"].low, found["few"].prompts) == (None, 7)
+    assert found["more"].low is not None
+    drawn, held = np.random.default_rng(0), []
+    for _ in range(300):
+        of = estimates({"a": drawn.normal(size=8)})["a"]
+        held.append(of.low < 0 < of.high)
+    assert np.mean(held) > 0.85
+
+
 def test_few_prompts_are_tested_by_all_swaps():
     """Against counting them by hand."""
     first, second = numbers(1, 7, shift=0.8), numbers(2, 7)

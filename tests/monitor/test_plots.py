@@ -4,6 +4,7 @@ from PIL import Image
 
 from percent_ray.monitor import plots
 from percent_ray.monitor.history import History
+from percent_ray.pages.style import COLOURS
 from percent_ray.types import Span
 
 
@@ -58,7 +59,7 @@ def test_curves_draw_what_was_measured(tmp_path):
         history.append(step, {"reward/mean": step, "diversity/vendi_dino": 3 - step})
     history.append(3, {"reward/mean": float("nan")})
     plots.curves(history.path, tmp_path / "curves.png")
-    assert shows(tmp_path / "curves.png", plots.COLOURS["sample"])
+    assert shows(tmp_path / "curves.png", COLOURS[0])
 
 
 def test_curves_draw_probes_strong_and_training_pale(tmp_path):
@@ -68,7 +69,16 @@ def test_curves_draw_probes_strong_and_training_pale(tmp_path):
             history.append(step, {"reward/mean": step, **values})
         plots.curves(history.path, tmp_path / f"{name}.png")
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
-    assert shows(tmp_path / "b.png", plots.COLOURS["sample"])
+    assert shows(tmp_path / "b.png", COLOURS[0])
+
+
+def test_curves_draw_every_space(tmp_path):
+    history = History(tmp_path / "metrics.jsonl")
+    for step in range(3):
+        values = {f"diversity/vendi_{name}": 9 - step - i / 3 for i, name in enumerate("abcdefg")}
+        history.append(step, values)
+    plots.curves(history.path, tmp_path / "curves.png")
+    assert all(shows(tmp_path / "curves.png", colour) for colour in COLOURS)
 
 
 def test_curves_draw_what_only_probes_measure(tmp_path):
@@ -76,7 +86,7 @@ def test_curves_draw_what_only_probes_measure(tmp_path):
     for step in range(3):
         history.append(step, {"probe/movement/shared": 0.2 * step})
     plots.curves(history.path, tmp_path / "curves.png")
-    assert shows(tmp_path / "curves.png", plots.COLOURS["sample"])
+    assert shows(tmp_path / "curves.png", COLOURS[0])
 
 
 def test_a_step_without_a_gradient_draws_no_share(tmp_path):

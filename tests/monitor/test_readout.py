@@ -17,6 +17,11 @@ def test_the_share_is_of_the_sums_with_the_error_of_the_mean():
     assert found is not None
     assert found.mean == pytest.approx(0.25)
     assert found.error == pytest.approx((0.025 / 4 / 5) ** 0.5)
+    sizes = [
+        {"signal/gradient": size / 4, "signal/noise": 3 * size / 4} for size in (1, 4, 2, 8, 3)
+    ]
+    even = readout.share(sizes)
+    assert (even.mean, even.error) == (0.25, pytest.approx(0.0)), "a step's size is no error"
     loud = [*NFT, {"signal/gradient": 0.0, "signal/noise": 95.0}]
     assert readout.share(loud).mean == pytest.approx(1.25 / 100)
 

@@ -74,6 +74,21 @@ def test_the_words_say_what_was_kept_and_who_kept_more_at_the_same_reward(home):
     assert "count as different: plain 3.0, shaped 8.5 in the eyes space (shaped most)." in text
 
 
+@pytest.mark.parametrize("rewards", [(0.7, 0.9), (0.5, 0.4), (float("nan"), 0.6)])
+def test_runs_that_never_stand_at_one_reward_are_not_compared(tmp_path, rewards):
+    """One begins above where the other ends, or only falls, or has none."""
+    paths = [fabricated.run(tmp_path, name) for name in "ab"]
+    for path, (start, end) in zip(paths, [(0.5, 0.6), rewards], strict=True):
+        history = path / "metrics.jsonl"
+        lines = [json.loads(line) for line in history.read_text().splitlines()]
+        for line in lines:
+            if "probe/reward/mean" in line["metrics"]:
+                share = line["step"] / fabricated.STEPS
+                line["metrics"]["probe/reward/mean"] = start + share * (end - start)
+        history.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert "At the same reward" not in "\n".join(words.summary(read_all([str(p) for p in paths])))
+
+
 def test_runs_that_have_kept_as_much_are_not_ranked(tmp_path):
     paths = [fabricated.run(tmp_path, n, lost=lost) for n, lost in (("a", 3.0), ("b", 3.1))]
     told = words.summary(read_all([str(path) for path in paths]))[-1]

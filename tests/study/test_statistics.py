@@ -124,6 +124,11 @@ def test_shares_votes_of_pairs_and_the_sign_test():
     assert of.p == pytest.approx(2 * (1 + 4) / 2**4)
 
 
+def test_a_pair_that_nobody_has_answered_is_not_tied():
+    of = summarize(votes_of([B, A, MISSING, MISSING], [B, B, MISSING, NONE]), "overall")
+    assert (of.pairs_a, of.pairs_tied, of.pairs_b) == (0, 2, 1)
+
+
 def test_without_a_decided_pair_there_is_no_evidence():
     assert summarize(np.full((2, 6), NONE), "overall").p == 1.0
 
