@@ -23,9 +23,9 @@ from torch import Tensor
 
 from percent_ray.learn.batch import Images, micro_batches
 from percent_ray.learn.engine import TorchEngine
-from percent_ray.learn.process import reduce
+from percent_ray.learn.process import DEVIATION, reduce
 from percent_ray.learn.reference import Reference
-from percent_ray.learn.replay import DEVIATION, Replay
+from percent_ray.learn.replay import Replay
 from percent_ray.models import published, trained
 from percent_ray.models.base import best_device, family
 from percent_ray.objective.grpo import Weights

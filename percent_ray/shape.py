@@ -47,7 +47,8 @@ def shape(
     if not kept:
         failures = sorted({line for _, seen in groups for line in seen.failures.values()})
         raise ValueError(f"step {version}: every group was dropped; {'; '.join(failures)}")
-    signals = _signals(recipe, kept, state, [g for g in probe if not g[1].dropped])
+    # Of the probes' groups features alone are read, which those with a failed reward have, too.
+    signals = _signals(recipe, kept, state, probe)
     shaped = recipe.method(signals)
     weights = shaped.weights
     if recipe.objective.kl:
@@ -150,7 +151,7 @@ def _signals(
         group_ids=torch.tensor([t.group_id for t in trajectories]),
         rewards=torch.stack([_reward(recipe, p, normalize=True) for p in perceptions]),
         scores={k: _stack([p.rewards[k] for p in perceptions]) for k in scores},
-        log_prob=_stack([p.log_p_policy for p in perceptions]),
+        log_prob=_log_prob(recipe, perceptions, torch.tensor(trajectories[0].std)),
         log_p_perc={
             space: _stack([p.log_p_perc[space] for p in perceptions])
             for space in recipe.measured_spaces(probe=False)
@@ -164,6 +165,14 @@ def _signals(
         advantage_clip=recipe.objective.advantage_clip,
         seed=recipe.run.seed,
     )
+
+
+def _log_prob(
+    recipe: Recipe, perceptions: Sequence[Perception], std: Float32[Tensor, " S"]
+) -> Float32[Tensor, "G K S"]:
+    """log pi_old of the trained steps, also where what is learned from lacks its constants."""
+    found = _stack([p.log_p_policy for p in perceptions])
+    return entropy.whole_log_prob(found, std, kind=recipe.sampling.kind)
 
 
 def _features(

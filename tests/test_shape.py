@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from percent_ray.recipe.tree import Monitor, Objective, Recipe, Sampling, Scorer
-from percent_ray.shape import Group, describe, shape
+from percent_ray.shape import Group, _signals, describe, shape
 from percent_ray.types import Perception, Prompt, Span, Trajectory
 
 K = 4
@@ -76,8 +76,7 @@ def test_a_method_is_given_the_log_probs_of_its_scored_steps(method):
     chosen = recipe(name=method, strength=0.3, omega="variance")
     batch, _, metrics = shape(chosen, 3, [group(0)], {})
     _, seen = group(0)
-    variance = STD[[0, 2]] ** 2
-    omega = variance / variance.mean()
+    omega = (STD**2 / (STD**2).mean())[[0, 2]]
     inside = seen.log_p_perc["pickscore"]
     if method == "pcvae":
         inside = inside - seen.log_p_policy[:, [0, 2]]
@@ -254,3 +253,23 @@ def test_it_holds_a_methods_own_kl_at_those_steps_only_too():
     assert kl is not None
     assert kl[:, 0].any()
     assert not kl[:, 1:].any()
+
+
+def test_a_probe_whose_reward_has_failed_has_its_features():
+    """A dropped prompt would look like another diversity, and move the strength."""
+    chosen = recipe(name="marginal_pec", image_spaces=["clip"], strength="auto")
+    lost = group(8, rewards={}, dropped=True)
+    _, whole, _ = shape(chosen, 3, [group(0)], {}, probe=[group(7), group(8)])
+    _, first, _ = shape(chosen, 3, [group(0)], {}, probe=[group(7), lost])
+    assert first == whole
+
+
+def test_methods_are_given_the_whole_log_prob_of_cps():
+    chosen = recipe(name="clip_cov")
+    chosen = chosen.model_copy(update={"sampling": Sampling(group_size=K, kind="cps", steps=4)})
+    _, seen = group(0)
+    signals = _signals(chosen, [group(0)], {}, [])
+    expected = seen.log_p_policy / (2 * STD**2) - np.log(STD) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(signals.log_prob[0], expected, rtol=1e-5)
+    plain = _signals(recipe(name="clip_cov"), [group(0)], {}, [])
+    np.testing.assert_array_equal(plain.log_prob[0], seen.log_p_policy)

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 def numbered(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file, with a byte order mark or without, stripped, with their numbers
-    from 1; blank ones are left out. Raises ValueError, with file and line, for another encoding."""
+    from 1; blank ones are left out. Raises ValueError, with file and line, for another encoding
+    and for line ends of old Macs, which would make one line of all."""
     contents = path.read_bytes()
     if contents.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path}: is UTF-16; save it as UTF-8")
@@ -20,6 +21,11 @@ def numbered(path: Path) -> Iterator[tuple[int, str]]:
             raise ValueError(
                 f"{path}:{number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
             ) from None
+        if "\r" in text:
+            raise ValueError(
+                f"{path}:{number}: a line ends with a carriage return alone; save the file with "
+                "line feeds"
+            )
         if text:
             yield number, text
 

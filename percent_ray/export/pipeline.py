@@ -12,6 +12,7 @@ from torch import Tensor
 
 from percent_ray.export.source import Source, whole
 from percent_ray.models import lora, trained
+from percent_ray.models.weights import variant
 
 INDEX = "model_index.json"
 T5 = ("text_encoder_3", "tokenizer_3")
@@ -77,7 +78,16 @@ def _base(path: str) -> Path:
 
 
 def _parts(index: Mapping[str, Any]) -> list[str]:
-    return [n for n, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+    """Raises ValueError for one that is no folder's name: it would be written elsewhere."""
+    parts = [n for n, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+    for part in parts:
+        _check_name(part, INDEX)
+    return parts
+
+
+def _check_name(name: str, file: str) -> None:
+    if Path(name).name != name or name in ("", "..", "."):
+        raise ValueError(f"model.path: {file} names {name!r}, which leads elsewhere; mend it")
 
 
 def _transformer(source: Source, base: Path, folder: Path) -> "_Changes":
@@ -105,10 +115,18 @@ def _files(base: Path) -> list[Path]:
     index = base / trained.INDEX
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        for name in names:
+            _check_name(name, index.name)
         files = [index, *(base / name for name in names)]
     else:
         files = [base / trained.WEIGHTS.format(suffix="")]
     missing = [path.name for path in files if not path.is_file()]
+    if missing and (only := variant(path.name for path in base.iterdir())):
+        raise ValueError(
+            f"model.path: transformer of {base.parent} has its weights as the {only} variant only, "
+            f"and a merged pipeline has none; load it with diffusers' variant={only!r}, "
+            "save_pretrained it, and set model.path to that"
+        )
     if missing:
         raise ValueError(
             f"model.path: transformer of {base.parent} lacks {', '.join(missing)}; "

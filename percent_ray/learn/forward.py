@@ -9,7 +9,7 @@ from torch import Tensor
 from percent_ray.flow import noise, schedule
 from percent_ray.learn.batch import MicroBatch
 from percent_ray.learn.old import Old
-from percent_ray.learn.process import Tally
+from percent_ray.learn.process import DEVIATION, RATIO, Tally, floor_of, sums_of
 from percent_ray.learn.reference import Reference
 from percent_ray.models.base import Condition, Policy
 from percent_ray.objective import forward
@@ -38,6 +38,7 @@ class Forward:
         self._reference = reference
         self._old = old
         self._recipe = recipe
+        self._has_ratio = recipe.forward.loss == "awm"
         sampling = recipe.sampling
         self._schedule = None
         self._count = recipe.forward.times
@@ -60,11 +61,18 @@ class Forward:
         """The old policy's weights are kept: nothing has to be taken before they change."""
 
     def check(self, first: Mapping[str, float]) -> Mapping[str, float]:
-        """There is no ratio: old and present velocity are taken at the same batch shapes."""
-        return {}
+        """The floor of AWM's ratio, whose old velocity is taken without gradients: other kernels
+        may run then. NFT has none."""
+        if not self._has_ratio:
+            return {}
+        same = "model.compile false" if self._recipe.model.compile else "model.dtype float32"
+        why = "velocities with and without gradients round differently, by more"
+        return floor_of(first, self._recipe.objective, why=why, instead=same)
 
     def tally(self, device: torch.device) -> Tally:
-        return Tally(device, sums=MEANS, largest=[FARTHEST])
+        if not self._has_ratio:
+            return Tally(device, sums=MEANS, largest=[FARTHEST])
+        return Tally(device, sums=[*MEANS, *RATIO], largest=[FARTHEST, DEVIATION])
 
     def passes(self, steps: int) -> int:
         return self._count
@@ -92,8 +100,8 @@ class Forward:
         tally: Tally,
     ) -> Float32[Tensor, " B"]:
         weights, settings = batch.weights.map(lambda weight: weight[:, 0]), self._recipe.forward
-        objective = self._recipe.objective
-        if settings.loss == "nft":
+        objective, ratio = self._recipe.objective, None
+        if not self._has_ratio:
             loss = forward.nft_loss(
                 velocity,
                 old,
@@ -104,7 +112,7 @@ class Forward:
                 clip=objective.advantage_clip,
             )
         else:
-            loss = forward.awm_loss(
+            loss, ratio = forward.awm_loss(
                 velocity,
                 old,
                 target,
@@ -119,12 +127,13 @@ class Forward:
             loss = loss + weights.kl_reference * kl
         if not batch.padding:
             matching = forward.mean_square(velocity.detach() - target)
-            sums = zip(MEANS, (loss, kl, matching, moved), strict=True)
-            tally.add(
-                len(loss),
-                {name: values.double().sum() for name, values in sums},
-                {FARTHEST: moved.amax()},
-            )
+            values = zip(MEANS, (loss, kl, matching, moved), strict=True)
+            sums = {name: value.double().sum() for name, value in values}
+            largest = {FARTHEST: moved.amax()}
+            if ratio is not None:
+                sums |= sums_of(ratio)
+                largest |= {DEVIATION: ratio.ratio_deviation_max}
+            tally.add(len(loss), sums, largest)
         return loss
 
     @torch.no_grad()

@@ -9,7 +9,17 @@ from torch import Tensor
 
 from percent_ray.learn.batch import MicroBatch
 from percent_ray.learn.engine import Engine
+from percent_ray.objective.grpo import RatioMetrics
+from percent_ray.recipe import tree
 from percent_ray.types import ShapedBatch
+
+DEVIATION = "ratio/max_dev"
+"""Largest |ratio - 1|; in the first optimizer step 0 but for rounding, where the weights have drawn
+the batch themselves."""
+FLOOR = "ratio/floor"
+"""The same of a run's first optimizer step, before the weights change: nothing but rounding."""
+RATIO = ("kl/approx", "ratio/mean", "ratio/clip_low", "ratio/clip_high", "ratio/outside")
+"""Means over what has a ratio."""
 
 
 class Tally:
@@ -77,3 +87,31 @@ def reduce(tallies: Sequence[Tally], engine: Engine) -> dict[str, float]:
     for name, steps in zip(largest, by_step, strict=True):
         found |= {name: max(steps), name.replace("/", "/first_"): steps[0]}
     return found
+
+
+def sums_of(ratio: RatioMetrics) -> dict[str, Tensor]:
+    """The sums of `RATIO`."""
+    sums = (
+        ratio.approx_kl_sum,
+        ratio.ratio_sum,
+        ratio.clip_low_sum,
+        ratio.clip_high_sum,
+        ratio.outside_sum,
+    )
+    return dict(zip(RATIO, sums, strict=True))
+
+
+def floor_of(
+    first: Mapping[str, float], objective: tree.Objective, *, why: str, instead: str
+) -> dict[str, float]:
+    """How far rounding alone moves the ratio, of `Process.check`. Raises ValueError, with `why` and
+    what to set `instead`, where that is more than half of the clip range."""
+    floor, share = first[DEVIATION], first["ratio/outside"]
+    clip = min(objective.clip_low, objective.clip_high)
+    if floor > clip / 2:  # nan is named where the gradient is looked at
+        raise ValueError(
+            f"before the first update the ratio is up to {floor:.1e} from 1 ({share:.0%} of what "
+            f"is learned from lies outside the clip range): {why} than half of objective.clip_low "
+            f"or clip_high, {clip:g}; set {instead}, or a wider clip range"
+        )
+    return {FLOOR: floor, f"{FLOOR}_outside": share}

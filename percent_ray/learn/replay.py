@@ -1,6 +1,7 @@
 """The reverse process: the replay of stored trajectories under the policy's present weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float32
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from percent_ray.flow.sde import Transition, transition
 from percent_ray.learn.batch import MicroBatch
-from percent_ray.learn.process import Tally
+from percent_ray.learn.process import DEVIATION, RATIO, Tally, floor_of, sums_of
 from percent_ray.learn.reference import Reference
 from percent_ray.models.base import Policy
 from percent_ray.objective.grpo import transition_loss
@@ -16,20 +17,7 @@ from percent_ray.objective.step_weights import step_weight
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import ShapedBatch
 
-MEANS = (
-    "loss/total",
-    "kl/reference",
-    "kl/approx",
-    "ratio/mean",
-    "ratio/clip_low",
-    "ratio/clip_high",
-    "ratio/outside",
-)
-DEVIATION = "ratio/max_dev"
-"""Largest |ratio - 1|; in the first optimizer step 0 but for rounding, where the weights have drawn
-the batch themselves."""
-FLOOR = "ratio/floor"
-"""The same of a run's first optimizer step, before the weights change: nothing but rounding."""
+MEANS = ("loss/total", "kl/reference", *RATIO)
 
 
 class Replay:
@@ -42,6 +30,7 @@ class Replay:
         self._sampling = recipe.sampling
         self._sigmas = policy.sigmas(recipe.sampling.steps)
         self._own = recipe.objective.old_log_prob == "replayed"
+        self._kl_steps = recipe.objective.kl_steps
         self._compiled = recipe.model.compile
         self._old: dict[tuple[int, int], Float32[Tensor, " S"]] = {}
         """Old log-probs by image, replayed before the first optimizer step, which needs none."""
@@ -65,24 +54,19 @@ class Replay:
     def check(self, first: Mapping[str, float]) -> Mapping[str, float]:
         """The ratio's floor: how far rounding alone moves it. Raises ValueError where that is more
         than half of the clip range."""
-        floor, share = first[DEVIATION], first["ratio/outside"]
-        clip = min(self._objective.clip_low, self._objective.clip_high)
-        if floor > clip / 2:
-            same = "model.compile false" if self._compiled else "model.dtype float32"
-            if self._objective.ratio == "guard":
-                raise ValueError(
-                    f"before the first update GRPO-Guard's ratio is up to {floor:.1e} from 1: its "
-                    f"means are stored in {self._sampling.storage_dtype}, whose rounding is more "
-                    f"than half of objective.clip_low or clip_high, {clip:g}; set sampling."
-                    f"storage_dtype float32, {same}, or a wider clip range"
-                )
-            raise ValueError(
-                f"before the first update the ratio is up to {floor:.1e} from 1 ({share:.0%} of "
-                "transitions lie outside the clip range): draw and replay round differently, by "
-                f"more than half of objective.clip_low or clip_high, {clip:g}; set "
-                f"objective.old_log_prob replayed, {same}, or a wider clip range"
+        same = "model.compile false" if self._compiled else "model.dtype float32"
+        stored = self._sampling.storage_dtype
+        if self._objective.ratio == "guard" and stored != "float32":
+            why = f"GRPO-Guard's means are stored in {stored}, whose rounding is more"
+            return floor_of(
+                first, self._objective, why=why, instead=f"sampling.storage_dtype float32, {same}"
             )
-        return {FLOOR: floor, f"{FLOOR}_outside": share}
+        return floor_of(
+            first,
+            self._objective,
+            why="draw and replay round differently, by more",
+            instead=f"objective.old_log_prob replayed, {same}",
+        )
 
     def tally(self, device: torch.device) -> Tally:
         return Tally(device, sums=MEANS, largest=[DEVIATION])
@@ -97,8 +81,12 @@ class Replay:
 
     def _loss(self, batch: MicroBatch, step: int, tally: Tally) -> Float32[Tensor, ""]:
         weights = batch.weights.map(lambda weight: weight[:, step])
+        if self._kl_steps and step >= self._kl_steps:
+            weights = replace(weights, kl_reference=None)  # they are 0 for every image
         # Before the policy's own pass: ZeRO 3 writes other weights into what that pass has saved.
         reference = None if weights.kl_reference is None else self._referred(batch, step)
+        steps = batch.weights.advantage.shape[1]
+        held = min(self._kl_steps or steps, steps)
         policy, (sigma, sigma_next) = self._transition(batch, step), self._ends(batch, step)
         loss, ratio, kl = transition_loss(
             policy,
@@ -119,12 +107,11 @@ class Replay:
             return 0.0 * loss.sum()
         sums = {
             "loss/total": loss.double().sum(),
-            "kl/reference": torch.zeros_like(ratio.ratio_sum) if kl is None else kl.double().sum(),
-            "kl/approx": ratio.approx_kl_sum,
-            "ratio/mean": ratio.ratio_sum,
-            "ratio/clip_low": ratio.clip_low_sum,
-            "ratio/clip_high": ratio.clip_high_sum,
-            "ratio/outside": ratio.outside_sum,
+            # A mean over the steps that are held.
+            "kl/reference": torch.zeros_like(ratio.ratio_sum)
+            if kl is None
+            else kl.double().sum() * steps / held,
+            **sums_of(ratio),
         }
         tally.add(len(loss), sums, {DEVIATION: ratio.ratio_deviation_max})
         return loss.sum()

@@ -5,13 +5,14 @@ the other, and tries each again for minutes where there is no network.
 """
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from percent_ray.models.weights import Refused
 
-WAIT_S = 5.0
+WAIT_S = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 5)
 """Longest wait for the hub to say which files a model has."""
 
 Pick = Callable[[Sequence[str]], list[str]]
@@ -86,4 +87,5 @@ def _listed(repo: str) -> tuple[tuple[str, ...] | None, str]:
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(WAIT_S)
-    return answers[0] if answers else (None, f"hub not reachable (no answer in {WAIT_S:g} s)")
+    late = f"hub not reachable (no answer in {WAIT_S:g} s; HF_HUB_ETAG_TIMEOUT sets another limit)"
+    return answers[0] if answers else (None, late)

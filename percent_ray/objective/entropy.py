@@ -36,13 +36,20 @@ def policy_entropy(
 ) -> Float32[Tensor, ""]:
     """Measured policy entropy -E log pi_old over drawn latents and steps (arXiv 2605.12112, eq. 8).
 
-    `log_prob` as `Transition.log_prob` has it. That of `cps` lacks the variance and the constants,
-    which the steps' `std` puts back; that of the others is whole, whatever `std` says.
+    `log_prob` as `Transition.log_prob` has it.
     """
+    return -whole_log_prob(log_prob, std, kind=kind).double().mean().float()
+
+
+def whole_log_prob(
+    log_prob: Float32[Tensor, "*n S"], std: Float[Tensor, " S"], *, kind: Kind
+) -> Float32[Tensor, "*n S"]:
+    """log pi of each step. That of `cps` lacks the variance and the constants, which the steps'
+    `std` puts back; that of the others is whole as `Transition.log_prob` has it."""
     if kind != "cps":
-        return -log_prob.mean()
+        return log_prob
     std = std.double()
-    return (-log_prob / (2 * std.square()) + std.log() + HALF_LOG_2PI).mean().float()
+    return (log_prob / (2 * std.square()) - std.log() - HALF_LOG_2PI).float()
 
 
 def perceptual_log_prob(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from percent_ray.flow import sde
-from percent_ray.objective.grpo import grpo_loss
+from percent_ray.objective.grpo import RatioMetrics, grpo_loss
 
 Loss = Literal["nft", "awm"]
 """`nft`: DiffusionNFT (arXiv 2509.16117). `awm`: advantage-weighted matching (arXiv 2509.25050)."""
@@ -89,7 +89,7 @@ def awm_loss(
     *,
     clip_low: float,
     clip_high: float,
-) -> Float32[Tensor, " B"]:
+) -> tuple[Float32[Tensor, " B"], RatioMetrics]:
     """Advantage-weighted matching (arXiv 2509.25050): the clipped surrogate, with minus the
     flow-matching loss in the place of the log-prob.
 
@@ -99,10 +99,9 @@ def awm_loss(
     Where v_theta = v_old the gradient is that of A |v_theta - target|^2.
     """
     now, old = velocity - target, velocity_old.detach() - target
-    loss, _ = grpo_loss(
+    return grpo_loss(
         -mean_square(now), -mean_square(old), advantage, clip_low=clip_low, clip_high=clip_high
     )
-    return loss
 
 
 def mean_square(difference: Float32[Tensor, "B ..."]) -> Float32[Tensor, " B"]:

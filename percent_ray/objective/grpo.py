@@ -2,7 +2,7 @@
 "GRPO" and "Baselines")."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float32, Float64, Int64
@@ -151,6 +151,8 @@ def transition_loss(
         clip_low=clip_low,
         clip_high=clip_high,
     )
+    plain = (log_prob - old_log_prob).detach().double()  # whatever the ratio is
+    metrics = replace(metrics, approx_kl_sum=0.5 * plain.square().sum())
     kl = None
     if weights.score is not None:
         loss = loss - weights.score * _exp(change, bounded=weights.score == 0)

@@ -17,7 +17,7 @@ late, noisy steps from dominating."""
 
 
 def step_weights(std: Float[Tensor, " S"], omega: Omega) -> Float32[Tensor, " S"]:
-    """omega_i over the scored steps, of mean 1 (docs/method.md, "PEC and PCVAE")."""
+    """omega_i over the trained steps, of mean 1 (docs/method.md, "PEC and PCVAE")."""
     if omega == "uniform":
         return torch.ones_like(std, dtype=torch.float32)
     if omega == "variance":

@@ -30,6 +30,7 @@ def problems(recipe: "Recipe") -> Iterator[str]:
         _spaces,
         _kinds,
         _unread,
+        _method,
         _objective,
         _steps,
         _process,
@@ -162,6 +163,24 @@ def _unread(recipe: "Recipe") -> Iterator[str]:
             yield f"model.lora_targets: {target!r} is no layer; give one such as attn.to_q"
         elif targets.count(target) > 1:
             yield f"model.lora_targets: {target!r} is there more than once; leave one"
+
+
+def _method(recipe: "Recipe") -> Iterator[str]:
+    method = recipe.method
+    if getattr(method, "native", False) and getattr(method, "relative", False):
+        yield "method.relative is about shaped rewards, method.native has none; set one to false"
+    compares = method.name in ("clip_cov", "kl_cov") and recipe.of_method("spaces")
+    if compares and recipe.perceptual.steps and not recipe.is_forward:
+        yield (
+            f"perceptual.steps {recipe.perceptual.steps}: {method.name} compares groups step by "
+            "step, and each would score others; set perceptual.steps 0"
+        )
+    cps = recipe.sampling.kind == "cps" and not recipe.is_forward
+    if method.name == "entropy_reg" and not recipe.of_method("spaces") and cps:
+        yield (
+            "method.name entropy_reg weighs log pi, and that of sampling.kind cps is another size "
+            "at every step; set sampling.kind flow_sde, or method.spaces"
+        )
 
 
 def _objective(recipe: "Recipe") -> Iterator[str]:

@@ -98,7 +98,7 @@ class Scorer(Section):
     ViT-L/14 where empty."""
     verdict: Annotated[float, Field(ge=0, le=1)] = 0.0
     """geneval: share of the official verdict, 0 or 1, in its score; the rest is the graded reward
-    of Flow-GRPO."""
+    of Flow-GRPO, but for a position that fails: 0, and a half there."""
     served_model: str = ""
     """unifiedreward: what the model is called at the server; UnifiedReward where empty."""
     token_env: str = ""

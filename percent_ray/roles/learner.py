@@ -62,7 +62,7 @@ class Learner:
             else None
         )
         self._checked = False
-        """Whether this process has taken an optimizer step on what its weights have drawn."""
+        """Whether the run has taken an optimizer step on what its weights have drawn."""
 
     def groups(self, batch: ShapedBatch) -> list[int]:
         """Numbers of the rows whose tables this rank learns from."""
@@ -112,19 +112,19 @@ class Learner:
         self.version = batch.version + 1
         measured = {"learner/images": float(len(images)), "learner/updates": float(len(parts))}
         if parts:
-            measured |= reduce(tallies, self._engine)
-            # A resumed run is checked, too, and logs what one without a break does.
-            measured |= {} if self.version > 1 else floor
+            measured |= {**reduce(tallies, self._engine), **floor}
             measured["learner/lr"] = lr
             measured |= {"grad/norm": sum(norms) / len(norms), "grad/norm_max": max(norms)}
             measured |= self._meter.metrics()
-            if self._old is not None:
-                measured["learner/old_decay"] = self._old.follow(self.version)
+        # Both are of the clock, which a batch that teaches nothing moves, too.
+        if self._old is not None:
+            measured["learner/old_decay"] = self._old.follow(self.version)
         if not images.referred:
             measured.pop("kl/reference", None)
-        else:
-            renewed = self._reference.follow(self.version, measured["kl/reference"])
-            measured["kl/reference_renewed"] = float(renewed)
+        if images.referred or not parts:
+            renewed = self._reference.follow(self.version, measured.get("kl/reference", 0.0))
+            if images.referred or renewed:
+                measured["kl/reference_renewed"] = float(renewed)
         span = Span("update", f"learner-{self._engine.rank}", start, time.time())
         return Update(self.version, measured, span)
 
@@ -166,7 +166,11 @@ class Learner:
         if self._old is not None:
             self._old.save(folder)
         self._policy.save(str(folder / "policy"), weights)
-        state = {"version": self.version, "ema_steps": self._ema.steps if self._ema else None}
+        state = {
+            "version": self.version,
+            "ema_steps": self._ema.steps if self._ema else None,
+            "checked": self._checked,
+        }
         (folder / "learner.json").write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
@@ -185,6 +189,7 @@ class Learner:
         if self._old is not None:
             self._old.load(folder)
         self.version = state["version"]
+        self._checked = state.get("checked", False)  # not there: of an earlier version
 
     def _parts(self, batch: ShapedBatch) -> list[list[int]]:
         """The images of each optimizer step."""

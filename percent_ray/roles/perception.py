@@ -22,9 +22,11 @@ from percent_ray.objective.diversity import variance_per_dimension
 from percent_ray.objective.entropy import FeatureScale, perceptual_log_prob, scale_features
 from percent_ray.recipe.errors import first_line
 from percent_ray.recipe.tree import Recipe
-from percent_ray.scorers.base import Checked, Scorer, load_scorer, try_out
+from percent_ray.scorers.base import Checked, Scorer, Unanswered, load_scorer, try_out
 from percent_ray.types import Perception, Prompt, Span, Trajectory
 
+PAUSES_S = (5.0, 15.0, 45.0, 120.0)
+"""Before a server that did not answer is asked again; the last one before each further try."""
 THUMBNAIL = 256
 """Pixels of a thumbnail's longer side, at most."""
 
@@ -150,7 +152,8 @@ class PerceptionWorker:
                 said = first_line(error).removeprefix(f"scorers.{name}: ")
                 failures[name] = f"scorers.{name}: {said}"
                 dropped |= settings.required or name in self.recipe.of_method("judges")
-        return rewards, failures, dropped or not rewards
+        paid = [name for name in rewards if self.recipe.scorers[name].weight]
+        return rewards, failures, dropped or not paid
 
     def _scored_steps(self, trajectory: Trajectory, payload: pa.Table) -> dict[str, np.ndarray]:
         """Perceptual log-prob [K, N] in every measured space: samples and means are decoded
@@ -203,7 +206,8 @@ def log_p_perc(
 
 
 def retried(score: Callable[[], Tensor], *, retries: int) -> Float32[np.ndarray, " K"]:
-    """`score()` as finite float32 values, called up to 1 + `retries` times.
+    """`score()` as finite float32 values, called up to 1 + `retries` times, at once; but a server
+    that does not answer is left `PAUSES_S` to come back.
 
     Raises the last call's error, or ValueError where the values were not finite.
     """
@@ -213,9 +217,11 @@ def retried(score: Callable[[], Tensor], *, retries: int) -> Float32[np.ndarray,
             if not np.isfinite(values).all():
                 raise ValueError(f"{np.sum(~np.isfinite(values))} of {len(values)} not finite")
             return values
-        except Exception:
+        except Exception as error:
             if attempt == retries:
                 raise
+            if isinstance(error, Unanswered):
+                time.sleep(PAUSES_S[min(attempt, len(PAUSES_S) - 1)])
     raise AssertionError("unreachable")
 
 

@@ -64,6 +64,10 @@ class Report:
         }
 
 
+class Unanswered(ValueError):
+    """A server that is not there, broke off or has trouble of its own: later it may answer."""
+
+
 class Scorer(Protocol):
     """A frozen judge of images. A scorer that only scores, or only encodes, raises ValueError with
     one line for the other calls."""
@@ -143,7 +147,8 @@ class Checked:
         try:
             yield
         except Exception as error:
-            raise ValueError(f"scorers.{self.name}: {first_line(error)}") from error
+            kind = Unanswered if isinstance(error, Unanswered) else ValueError
+            raise kind(f"scorers.{self.name}: {first_line(error)}") from error
 
     def _batches(
         self, images: Tensor, prompts: Sequence[Prompt]

@@ -4,8 +4,10 @@ The published detector is an mmdet Swin-S Mask2Former; this is transformers' por
 with other weights, so that scores from it are to be reported as "GenEval-HF".
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -13,6 +15,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from percent_ray.models import pretrained, weights
+from percent_ray.recipe.paths import locate
 from percent_ray.scorers.clip import Towers
 
 THRESHOLD: Final = 0.3
@@ -45,6 +48,17 @@ detector knows; "color" only where the prompt asks for one."""
 
 NameColors = Callable[[Sequence[UInt8[Tensor, "3 h w"]], str], list[str]]
 """The colour of each crop of an object of a class."""
+
+
+def classes(path: str) -> tuple[str, ...] | None:
+    """GenEval's names of what the detector in a folder knows, by its config.json; None of a hub id
+    and of a folder whose config has no names, which loading refuses."""
+    config = Path(locate(path)) / "config.json"
+    try:
+        labels = json.loads(config.read_text(encoding="utf-8"))["id2label"].values()
+        return tuple(sorted(str(COCO_TO_GENEVAL.get(name, name)) for name in labels))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 class Mask2Former:

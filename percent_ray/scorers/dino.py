@@ -17,6 +17,7 @@ SCORES = False
 DEFAULT = "facebook/dinov2-base"
 
 
+CLIP = "clip_vision_model"
 CLASS_TOKENS = ("cls_token", "class_embedding")
 """Weights of the class token that a ViT puts before its patches."""
 
@@ -57,6 +58,7 @@ class Dino:
         self._processor = processor
         self._description = description
         self._has_class_token = has_class_token
+        self._is_clip = getattr(model.config, "model_type", "") == CLIP
 
     def score(
         self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
@@ -70,10 +72,11 @@ class Dino:
 
     @torch.inference_mode()
     def encode(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
-        """The class token after the last layer norm; of a model without one, such as SigLIP's, what
-        its own pooler makes of the patches. On the CPU."""
+        """The class token after the last layer norm, which in CLIP's vision model is its pooler; of
+        a model without one, such as SigLIP's, what its own pooler makes of the patches. On the
+        CPU."""
         output = self._model(pixel_values(self._processor, images.to(self._model.device)))
-        if self._has_class_token:
+        if self._has_class_token and not self._is_clip:
             return output.last_hidden_state[:, 0].float().cpu()
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:

@@ -1,8 +1,9 @@
 """GenEval's rules on the detections of any detector, and the scorer that applies them.
 
 ``judge`` is the official verdict of djghosh13/geneval; ``reward`` is the graded reward that
-Flow-GRPO trains on. Detections are ``{class: [{"box": [x0, y0, x1, y1], "score", "color"}]}``,
-metadata is GenEval's record (``tag``, ``include``, ``exclude``).
+Flow-GRPO trains on, except that a position which fails counts 0 here and a half there.
+Detections are ``{class: [{"box": [x0, y0, x1, y1], "score", "color"}]}``, metadata is GenEval's
+record (``tag``, ``include``, ``exclude``).
 """
 
 import math
@@ -196,8 +197,9 @@ class GenEval:
     def score(
         self, images: UInt8[Tensor, "N 3 H W"], prompts: Sequence[Prompt]
     ) -> Float32[Tensor, " N"]:
-        """The training reward in 0..1, on the CPU: graded, and in part the official verdict. That
-        part pays for the last demand that is not met as for all of them, as the benchmark does.
+        """The training reward, on the CPU: graded, and in part the official verdict. That part pays
+        for the last demand that is not met as for all of them, as the benchmark does. At most 1,
+        and below 0 where a picture has more than twice the objects that were asked for.
 
         Raises ValueError for a prompt without metadata and for a class that the detector does not
         know, which would otherwise count as never drawn.
@@ -237,7 +239,7 @@ class GenEval:
         records = [_record(prompt) for prompt in prompts]
         pairs = list(zip(self._detector(images, records), records, strict=True))
         for detections, record in pairs:
-            wanted = {entry["class"] for entry in record.get("include", [])}
+            wanted = {e["class"] for key in ("include", "exclude") for e in record.get(key, [])}
             if unknown := sorted(wanted - set(detections)):
                 raise ValueError(
                     f"the detector knows no {', '.join(unknown)}; set its path to one that does"

@@ -25,7 +25,7 @@ class Vocabulary:
 
     colors: tuple[str, ...]
     classes: tuple[str, ...] | None
-    """None where only the loaded detector knows."""
+    """None where only the loaded detector knows: that of a hub id."""
 
 
 def vocabulary(path: str) -> Vocabulary:
@@ -33,7 +33,7 @@ def vocabulary(path: str) -> Vocabulary:
     if path:
         from percent_ray.scorers import detector
 
-        return Vocabulary(detector.COLORS, None)
+        return Vocabulary(detector.COLORS, detector.classes(path))
     from percent_ray.shapes import scenes
 
     return Vocabulary(tuple(scenes.COLORS), scenes.SHAPES)

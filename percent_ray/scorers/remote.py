@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -23,9 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 from percent_ray.recipe.paths import locate
+from percent_ray.scorers.base import Unanswered
 
 MOST_BYTES = 2**20
 """Of an answer; the scores of 1,000 images take 20,000."""
+BUSY = (429, 502, 503, 504)
+"""Statuses of a server that is asked too often, or that does not run yet."""
 EXCERPT = 160
 """Characters of an answer that an error line shows."""
 LARGEST = torch.finfo(torch.float32).max
@@ -58,13 +62,21 @@ class Server:
         headers = {"Accept-Encoding": "identity"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
-        self._client = httpx2.Client(headers=headers, timeout=timeout_s, follow_redirects=False)
+        # A proxy of the environment is another machine.
+        options: dict[str, Any] = {}
+        if _is_loopback(self._url.host):
+            authority = os.environ.get("SSL_CERT_FILE") or None
+            options = {"trust_env": False, "verify": ssl.create_default_context(cafile=authority)}
+        self._client = httpx2.Client(
+            headers=headers, timeout=timeout_s, follow_redirects=False, **options
+        )
 
     def ask(self, body: Mapping[str, Any], *, path: str = "") -> Any:
         """The parsed answer to a POST of `body` to the URL with `path` at its end.
 
-        Raises ValueError in one line: no connection, no answer in time, an answer over
-        `MOST_BYTES`, a redirect, any status but success, what is not JSON.
+        Raises ValueError in one line: no answer in time, an answer over `MOST_BYTES`, a redirect,
+        any status but success, what is not JSON; and of its kinds Unanswered: no connection, one
+        that broke off, a status of `BUSY`.
         """
         url = self._url.copy_with(path=self._url.path.rstrip("/") + path) if path else self._url
         # Errors of the client hold the request, and with it the token: they end here.
@@ -75,10 +87,16 @@ class Server:
             raise self._late() from None
         except httpx2.ConnectError as error:
             said = self._shown(str(error))
-            raise self._wrong(f"no connection ({said}); start the server or set path") from None
+            raise Unanswered(
+                f"{self._place}: no connection ({said}); start the server or set path"
+            ) from None
         except httpx2.TransportError as error:
             said = self._shown(str(error))
-            raise self._wrong(f"broke off ({type(error).__name__}: {said})") from None
+            raise Unanswered(f"{self._place}: broke off ({type(error).__name__}: {said})") from None
+        if response.status_code in BUSY:
+            raise Unanswered(
+                f"{self._place}: answered {response.status_code}: {self._excerpt(content)}"
+            )
         if problem := self._refusal(response, content):
             raise self._wrong(problem)
         try:

@@ -106,3 +106,12 @@ def test_every_epoch_has_every_prompt_in_a_new_order():
 def test_probes_are_not_in_the_stream():
     with pytest.raises(ValueError, match="group -1 is a probe"):
         PromptStream(PROMPTS, seed=3).prompt(-1)
+
+
+def test_the_line_ends_of_old_macs_are_no_prompt_of_all_lines(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"a cat\ra dog\ra bird\r")
+    with pytest.raises(ValueError, match=r":1: a line ends with a carriage return alone; save"):
+        read_prompts(path)
+    path.write_bytes(b"a cat\r\na dog\r\n")
+    assert [prompt.text for prompt in read_prompts(path)] == ["a cat", "a dog"]

@@ -6,6 +6,7 @@ import torch
 from percent_ray.data import arrow
 from percent_ray.flow.noise import generator
 from percent_ray.learn.batch import chunks
+from percent_ray.objective import forward
 from tests.learn.fake import (
     SHAPE,
     FakePolicy,
@@ -163,14 +164,22 @@ def test_groups_are_drawn_with_the_old_weights(tmp_path):
     assert all(torch.equal(p, trained[name]) for name, p in policy.trainable().items())
 
 
-def test_a_batch_without_groups_leaves_everything_as_it_is(tmp_path):
+def test_a_batch_without_groups_moves_the_clock_and_what_draws_and_nothing_else(tmp_path):
     recipe = recipe_of(tmp_path)
     learner, policy = make_learner(recipe)
     train(learner, recipe, [0])
     before = learner.publish()[1]
+    weights = {name: p.detach().clone() for name, p in policy.trainable().items()}
     empty = draw_batch(policy, recipe, groups=0, version=1)
-    assert learner.update(empty).metrics == {"learner/images": 0, "learner/updates": 0}
-    assert (learner.version, learner.publish()[1]) == (2, before)
+    decay = forward.old_decay(2, **recipe.learner.old.model_dump())
+    assert learner.update(empty).metrics == {
+        "learner/images": 0,
+        "learner/updates": 0,
+        "learner/old_decay": decay,
+    }
+    assert learner.version == 2
+    assert learner.publish()[1] != before
+    assert all(torch.equal(p, weights[name]) for name, p in policy.trainable().items())
     assert "signal/descent" in train(learner, recipe, [2])[0]
 
 

@@ -9,6 +9,7 @@ from percent_ray.flow.noise import generator
 from percent_ray.flow.sde import transition
 from percent_ray.learn.batch import chunks
 from percent_ray.learn.engine import TorchEngine
+from percent_ray.learn.replay import Replay
 from percent_ray.roles.learner import Learner
 from tests.learn.fake import FakePolicy, draw_batch, fake_recipe, make_learner
 
@@ -280,6 +281,54 @@ def test_the_floor_is_measured_once_and_only_on_what_the_weights_have_drawn(tmp_
     assert learner.update(other).metrics["ratio/first_max_dev"] > 0.02
     with pytest.raises(ValueError, match="before the first update"):
         learner.update(draw_batch(FakePolicy(seed=5), recipe, version=1))
+
+
+def test_a_run_is_checked_once_also_where_it_is_resumed(tmp_path):
+    """The floor of trained weights is another, and no resumed run may be refused for it."""
+    recipe = fake_recipe(tmp_path)
+    learner, policy = make_learner(recipe)
+    learner.update(draw_batch(policy, recipe))
+    learner.save(tmp_path)
+    resumed, _ = make_learner(recipe)
+    resumed.load(tmp_path)
+    other = draw_batch(FakePolicy(seed=5), recipe, step=1, version=1)
+    assert resumed.update(other).metrics["ratio/first_max_dev"] > 0.02
+
+
+def test_the_floor_is_logged_where_the_first_step_has_taught_nothing(tmp_path):
+    recipe = fake_recipe(tmp_path)
+    learner, policy = make_learner(recipe)
+    learner.update(draw_batch(policy, recipe, groups=0))
+    assert "ratio/floor" in learner.update(draw_batch(policy, recipe, version=1)).metrics
+
+
+def counted(count, method):
+    def call(*arguments):
+        count.append(1)
+        return method(*arguments)
+
+    return call
+
+
+def test_steps_that_no_kl_holds_make_no_pass_of_the_reference(tmp_path, monkeypatch):
+    entered = []
+    metrics = {}
+    for kl_steps in (0, 1):
+        recipe = fake_recipe(tmp_path, objective={"kl": 0.1, "kl_steps": kl_steps})
+        learner, policy = make_learner(recipe)
+        batch = draw_batch(policy, recipe)
+        rows = []
+        for row in batch.rows:
+            held = torch.full_like(row.weights.advantage, 0.1)
+            held[..., kl_steps or 99 :] = 0
+            rows.append(replace(row, weights=replace(row.weights, kl_reference=held)))
+        count = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Replay, "_referred", counted(count, Replay._referred))
+            metrics[kl_steps] = learner.update(replace(batch, rows=tuple(rows))).metrics
+        entered.append(len(count))
+    assert entered[0] == 3 * entered[1] > 0, "of three trained steps"
+    assert metrics[1]["kl/reference"] > 0
 
 
 def test_a_batch_without_groups_takes_no_optimizer_step(tmp_path):

@@ -87,7 +87,7 @@ def test_beyond_the_clip_an_advantage_counts_as_the_clip(case):
 
 
 def test_awm_equals_its_equation_transcribed(case):
-    found = forward.awm_loss(
+    found, _ = forward.awm_loss(
         case["velocity"],
         case["old"],
         case["target"],
@@ -108,7 +108,7 @@ def test_awm_equals_its_equation_transcribed(case):
 
 def test_at_the_old_velocity_awm_is_advantage_weighted_flow_matching(case):
     v = case["velocity"]
-    loss = forward.awm_loss(
+    loss, _ = forward.awm_loss(
         v, v.detach(), case["target"], case["advantage"], clip_low=0.1, clip_high=0.1
     )
     (found,) = torch.autograd.grad(loss.sum(), v)

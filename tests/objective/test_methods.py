@@ -49,8 +49,8 @@ def test_flow_grpo_is_the_reward_alone():
 def test_shaped_rewards_are_equations_16_to_21(name, omega, spaces):
     s = signals(scored=(0, 2, 3))
     shaped = run(name, s, spaces=spaces, strength=0.07, omega=omega)
-    variance = np.array([0.9, 0.4, 0.2]) ** 2
-    weight = np.ones(3) if omega == "uniform" else variance / variance.mean()
+    variance = s.std.numpy().astype(np.float64) ** 2
+    weight = np.ones(3) if omega == "uniform" else (variance / variance.mean())[[0, 2, 3]]
     expected = s.rewards.numpy().astype(np.float64).copy()
     for g in range(G):
         for k in range(K):
@@ -258,7 +258,7 @@ def test_the_shuffled_control_has_the_same_terms_in_another_order():
         plain = run(name, s, strength=0.1, **options)
         term, true = chosen.rewards - s.rewards, plain.rewards - s.rewards
         torch.testing.assert_close(term.sort(1).values, true.sort(1).values)
-        assert (term - true).abs().max() > 0.01
+        assert (term - true).abs().min() > 1e-6, "no image keeps its own"
     again = run("pec", s, strength=0.1, shuffled=True)
     assert torch.equal(again.rewards, run("pec", s, strength=0.1, shuffled=True).rewards)
 

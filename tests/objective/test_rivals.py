@@ -10,6 +10,7 @@ from percent_ray.flow.sde import transition
 from percent_ray.objective import guard
 from percent_ray.objective.grpo import Weights, transition_loss
 from percent_ray.objective.methods.diverse_grpo import bonus, cluster
+from percent_ray.objective.methods.gardo import _ranks
 from percent_ray.objective.penalties import reference_kl
 from percent_ray.objective.step_weights import step_weight
 from percent_ray.recipe.section import METHODS
@@ -212,3 +213,34 @@ def test_a_relative_bonus_waits_for_rewards_that_differ():
     assert not first.weights.advantage.any()
     later = signals(features={"dino": features}, state=first.state)
     assert METHODS["diverse_grpo"](clusters=3)(later).metrics["shaping/strength"] > 0
+
+
+def test_gardo_learns_nothing_from_equal_rewards():
+    """In float32 the mean of equal numbers is another number half of the time."""
+    forward = {"log_prob": torch.zeros(G, K, 0), "scored": ()}
+    for value in (0.1, 0.7, 23.3):
+        for way in ({}, forward):
+            weights = METHODS["gardo"]()(signals(rewards=torch.full((G, K), value), **way)).weights
+            assert not weights.advantage.any()
+            assert not weights.kl_reference.any(), "and nothing of it is held"
+
+
+def test_gardo_holds_no_image_for_its_place():
+    """Images of one reward have one rank; a group whose rewards are equal holds none."""
+    values = torch.tensor([[1.0, 0, 1, 0, 0, 0], [0.5] * K, [0.0, 0, 0, 0, 1, 1]])
+    assert _ranks(values)[0].tolist() == pytest.approx([0.9, 0.3, 0.9, 0.3, 0.3, 0.3])
+    s = signals(rewards=values, scores={"clip": torch.zeros(G, K)})
+    held = METHODS["gardo"](fraction=0.4)(s).weights.kl_reference[..., 0] > 0
+    assert held.any(1).tolist() == [True, False, True]
+    assert not (held & (values == 0)).any()
+
+
+def test_uni_tmpo_is_not_cut_in_the_forward_process():
+    """One image of six is right: A is up to 5, and q = A / (2 clip) + 1/2 would cut it alone."""
+    rewards = torch.zeros(G, K)
+    rewards[:, 2] = 1.0
+    forward = {"log_prob": torch.zeros(G, K, 0), "scored": ()}
+    given = METHODS["uni_tmpo"]()(signals(rewards=rewards, advantage_clip=1.5, **forward))
+    advantage = given.weights.advantage
+    assert advantage.abs().max().item() == pytest.approx(1.5)
+    torch.testing.assert_close(advantage.sum(1), torch.zeros(G, 1), atol=1e-5, rtol=0)

@@ -129,3 +129,26 @@ def test_what_does_not_fit_the_process(changes, said):
         recipes.load(NFT, changes)
     [problem] = caught.value.problems
     assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            "--method.name pec --method.native true --method.relative true",
+            "method.relative is about shaped rewards, method.native has none; set one to false",
+        ),
+        (
+            "--method.name kl_cov --method.spaces [pickscore] --perceptual.steps 2",
+            "perceptual.steps 2: kl_cov compares groups step by step",
+        ),
+        (
+            "--method.name entropy_reg --sampling.kind cps --sampling.train_fraction .5",
+            "method.name entropy_reg weighs log pi, and that of sampling.kind cps is another size",
+        ),
+    ],
+)
+def test_methods_that_would_end_the_first_step_are_refused(overrides, message):
+    with pytest.raises(RecipeError) as caught:
+        recipes.load(None, overrides.split())
+    assert any(line.startswith(message) for line in caught.value.problems)

@@ -67,8 +67,9 @@ def payload() -> object:
     )
 
 
-def perceive(scorers: dict, scored=(0, 1, 2), **settings) -> Perception:
+def perceive(scorers: dict, scored=(0, 1, 2), method=None, **settings) -> Perception:
     recipe = Recipe(
+        method=method or {"name": "flow_grpo"},
         scorers={name: settings.get(name, Scorer(weight=1.0)) for name in scorers},
         sampling=Sampling(group_size=K),
         perceptual=Perceptual(spaces=("pickscore",), batch_size=5),
@@ -166,6 +167,16 @@ def test_an_optional_reward_that_fails_is_left_out_and_counted():
     assert broken.calls == 1
     assert list(seen.rewards) == ["pickscore"]
     assert seen.failures == {"clip": "scorers.clip: RuntimeError: out of"}
+
+
+def test_a_group_with_scores_of_judges_alone_has_no_reward():
+    """Their weight is 0: it would be a reward of 0."""
+    scorers = {"pickscore": Brightness(failures=99), "clip": Brightness()}
+    settings = {"pickscore": Scorer(weight=1.0, required=False), "clip": Scorer()}
+    gardo = {"name": "gardo", "image_spaces": ["clip"], "judges": ["clip"]}
+    seen = perceive(scorers, method=gardo, **settings)
+    assert list(seen.rewards) == ["clip"]
+    assert seen.dropped
 
 
 def test_the_tiny_decoder_makes_scored_transitions_and_no_finished_image(world):

@@ -131,6 +131,36 @@ def test_dino_is_the_class_token_after_the_norm(dino_folder, images):
     assert np.unique(features.numpy(), axis=0).shape == (3, 16)
 
 
+def test_clips_vision_model_alone_is_read_after_its_norm(tmp_path, images):
+    """Its hidden states end before it; its pooler is the class token behind it."""
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+    )
+    torch.manual_seed(0)
+    model = CLIPVisionModel(config).eval()
+    torch.nn.init.normal_(model.state_dict(keep_vars=True)[_norm(model)], mean=1.0, std=0.5)
+    model.save_pretrained(tmp_path)
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    processor.save_pretrained(tmp_path)
+    found = dino.load(str(tmp_path), device=CPU).encode(images)
+    pixels = processor(pictures(images), return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        output = model(pixels)
+    torch.testing.assert_close(found, output.pooler_output, atol=1e-5, rtol=1e-4)
+    assert (found - output.last_hidden_state[:, 0]).abs().max() > 0.01
+
+
+def _norm(model) -> str:
+    return next(name for name in model.state_dict() if name.endswith("post_layernorm.weight"))
+
+
 def test_dino_does_not_score(dino_folder, images):
     with pytest.raises(ValueError, match="only encodes"):
         dino.load(dino_folder, device=CPU).score(images, PROMPTS)

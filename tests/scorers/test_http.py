@@ -25,6 +25,7 @@ from cryptography.x509.oid import NameOID
 from PIL import Image
 
 from percent_ray.recipe.tree import Recipe, Scorer
+from percent_ray.roles import perception
 from percent_ray.roles.perception import PerceptionWorker
 from percent_ray.scorers.base import load_scorer, try_out
 from percent_ray.scorers.remote import MOST_BYTES
@@ -162,9 +163,11 @@ def test_a_server_that_is_down_is_one_line_at_the_runs_start(token):
     )
 
 
-def test_tries_after_a_failure_are_the_recipes(token):
-    """Two failures, then scores; with no retries the group is dropped and the line is kept."""
-    calls = []
+def test_tries_after_a_failure_are_the_recipes(token, monkeypatch):
+    """Two failures, then scores; with no retries the group is dropped and the line is kept. Between
+    them the server has time to come back."""
+    calls, slept = [], []
+    monkeypatch.setattr(perception.time, "sleep", slept.append)
 
     def answer(handler, asked):
         calls.append(1)
@@ -181,9 +184,11 @@ def test_tries_after_a_failure_are_the_recipes(token):
         found, failures, dropped = rewards(0)
         assert (found, dropped) == ({}, True)
         assert failures == {"judge": f"scorers.judge: {url}: answered 503: 'busy'"}
+        assert slept == []
         calls.clear()
         found, failures, dropped = rewards(2)
         assert (found["judge"].tolist(), failures, dropped) == ([1, 2], {}, False)
+        assert slept == [5, 15]
 
 
 @pytest.mark.parametrize(
@@ -293,3 +298,19 @@ def test_the_example_server_of_the_docs_scores(monkeypatch):
         stop.cancel()
         process.kill()
         process.communicate()
+
+
+def test_a_proxy_never_sees_what_is_for_this_machine(token, monkeypatch):
+    asked = []
+
+    def proxy(handler, body):
+        asked.append(handler.path)
+        reply("", 502)(handler, body)
+
+    with serve(proxy) as other, serve(scores(1, 2)) as url:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, other)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert http(url, token_env=VARIABLE).score(GREY, PROMPTS).tolist() == [1, 2]
+    assert asked == []

@@ -100,17 +100,18 @@ def columns(s: Signals) -> Int64[Tensor, "G K N"]:
 
 
 def step_weights(s: Signals, omega: shaping.Omega) -> Float32[Tensor, "G 1 N"]:
-    """omega of each group's scored steps."""
-    rows = [shaping.step_weights(s.std[scored], omega) for scored in s.scored]
-    return torch.stack(rows).unsqueeze(1)
+    """omega of each group's scored steps, of mean 1 over all S."""
+    return shaping.step_weights(s.std, omega)[s.scored].unsqueeze(1)
 
 
 def shuffle(s: Signals, values: Float32[Tensor, "G K *n"]) -> Float32[Tensor, "G K *n"]:
-    """Each group's images in a random order, a function of (seed, group id)."""
+    """Every image has the value of another one of its group: of the next in a random ring, a
+    function of (seed, group id)."""
     rows: list[Tensor] = []
     for group_id, row in zip(s.group_ids, values, strict=True):
         source = generator("shuffled", s.seed, int(group_id.item()))
-        rows.append(row[torch.randperm(len(row), generator=source)])
+        ring = torch.randperm(len(row), generator=source)
+        rows.append(torch.empty_like(row).index_copy(0, ring, row[ring.roll(1)]))
     return torch.stack(rows)
 
 

@@ -9,9 +9,12 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from percent_ray.objective import covariance
+from percent_ray.objective.advantage import zero_std_groups
 from percent_ray.objective.grpo import Weights
 from percent_ray.objective.methods.base import Shaped, Signals, over_steps
 
+EPS = 1e-4
+"""Beside a std that divides, as in GRPO's advantages."""
 SAME = 1e-6
 """Mean distance up to which a group's images are the same: what float32 leaves of 1 - cos 0."""
 
@@ -40,21 +43,28 @@ class Gardo:
     """Share of the images that the KL holds, at first."""
 
     def __call__(self, s: Signals) -> Shaped:
-        centred = s.rewards - s.rewards.mean(dim=1, keepdim=True)
+        rewards = s.rewards.double()  # in float32 equal ones are not all their mean
+        centred = rewards - rewards.mean(dim=1, keepdim=True)
         distance = torch.stack([_nearest(s.features[space]) for space in self.image_spaces]).mean(0)
         unlike = _relative(distance)
         advantage = torch.where(centred > 0, centred * unlike, centred)
         if not s.log_prob.shape[-1]:
             # The forward process has a scale of its own: how far an advantage pulls from v_old.
-            advantage = advantage / advantage.std(correction=0).clamp_min(1e-8)
+            advantage = advantage / (advantage.std(correction=0) + EPS)
         advantage = advantage.clamp(-s.advantage_clip, s.advantage_clip)
         judged = torch.stack([_ranks(s.scores[judge]) for judge in self.judges]).mean(0)
         excess = _ranks(s.rewards) - judged
-        apart = excess.abs().mean().item()
+        taught = ~zero_std_groups(s.rewards).unsqueeze(1).expand_as(excess)
+        usual = s.state.get("gardo/apart", 0.0)
+        apart = excess[taught].abs().mean().item() if taught.any() else usual
         usual = s.state.get("gardo/apart", apart)
         share = s.state.get("gardo/share", self.fraction) * (1.1 if apart > usual else 1 / 1.1)
         share = min(0.5, max(0.5 * self.fraction, share, 1 / excess.numel()))
-        holding = covariance.largest(excess, share) * self.strength
+        excess = excess[taught]
+        held = taught[taught]
+        if taught.any():
+            held = covariance.largest(excess, max(share, 1 / excess.numel()))
+        holding = torch.zeros_like(judged).masked_scatter(taught, held * self.strength)
         weights = Weights(over_steps(s, advantage), kl_reference=over_steps(s, holding))
         state = {"gardo/apart": 0.9 * usual + 0.1 * apart, "gardo/share": share}
         return Shaped(s.rewards, weights, {**s.state, **state}, {"gardo/held": share})
@@ -75,6 +85,7 @@ def _relative(distance: Float32[Tensor, "G K"]) -> Float32[Tensor, "G K"]:
 
 
 def _ranks(values: Float32[Tensor, "G K"]) -> Float32[Tensor, "G K"]:
-    """Rank of each value in its group, 0 (least) to 1; ties by their place."""
-    order = values.argsort(dim=1, stable=True).argsort(dim=1)
-    return order.float() / (values.shape[1] - 1)
+    """Rank of each value in its group, 0 (least) to 1; equal ones share the mean of theirs."""
+    one, other = values.unsqueeze(2), values.unsqueeze(1)
+    below, equal = (other < one).sum(2), (other == one).sum(2)
+    return (below + (equal - 1) / 2).float() / (values.shape[1] - 1)

@@ -20,7 +20,8 @@ class UniTmpo:
     since a cut of the best one alone would leave a sum below 0. Groups whose rewards are within
     `least_range` teach nothing. Open in the paper's account and chosen here: log-probs are means
     over the latent's elements, as everywhere here (sums would let the noise's norm decide p), and p
-    is that of the policy that has drawn the group. The forward process has no log-probs: p = 1 / K.
+    is that of the policy that has drawn the group. The forward process has no log-probs: p = 1 / K;
+    and it cuts at the clip, so that there a group with a larger |A| is made smaller as a whole.
     """
 
     name: Literal["uni_tmpo"] = "uni_tmpo"
@@ -36,6 +37,10 @@ class UniTmpo:
         advantage = count * (wanted - drawn)
         reach = s.rewards.amax(1) - s.rewards.amin(1)
         advantage = torch.where((reach > self.least_range).unsqueeze(1), advantage, 0.0)
+        if not s.log_prob.shape[-1]:
+            # q = A / (2 clip) + 1/2 cuts there; a group is made smaller as a whole.
+            most = advantage.abs().amax(1, keepdim=True).clamp_min(1e-300)
+            advantage = advantage * (s.advantage_clip / most).clamp(max=1.0)
         # How many images of a group q is spread over.
         spread = (-(wanted * wanted.clamp_min(1e-300).log()).sum(1)).exp().mean().item()
         return Shaped(
