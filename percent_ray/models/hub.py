@@ -15,6 +15,9 @@ from percent_ray.models.weights import Refused
 WAIT_S = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or 5)
 """Longest wait for the hub to say which files a model has."""
 
+COMMIT = 40
+"""Digits of a commit's name."""
+
 Pick = Callable[[Sequence[str]], list[str]]
 """Of the names of the files in a folder those that are wanted."""
 
@@ -27,6 +30,13 @@ def at_hand(path: str, subfolder: str, pick: Pick) -> Path:
     and OSError where a download fails.
     """
     return Path(path) / subfolder if Path(path).is_dir() else _downloaded(path, subfolder, pick)
+
+
+def commit(place: Path) -> list[str]:
+    """Of what `at_hand` gave of a hub id, whose models may change; none of a folder. The cache has
+    `snapshots/COMMIT/SUBFOLDER`."""
+    found = zip(place.parts, place.parts[1:], strict=False)
+    return [name for above, name in found if above == "snapshots" and len(name) == COMMIT]
 
 
 @functools.cache

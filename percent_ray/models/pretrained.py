@@ -232,15 +232,17 @@ def counted(place: str | Path, model: Any) -> str:
 
 
 def variants(folder: str, subfolders: Iterable[str]) -> str:
-    """Which of the models in the `subfolders` were read from a variant of their weights, as the end
-    of a line; empty where none was."""
+    """Which commit of the hub the models in the `subfolders` are of, and which were read from a
+    variant of their weights, as the end of a line; empty where there is nothing of this."""
     found: dict[str, list[str]] = {}
+    commits: dict[str, None] = {}
     for subfolder in subfolders:
         place = hub.at_hand(locate(folder), subfolder, weights.needed)
+        commits |= dict.fromkeys(hub.commit(place))
         name = weights.variant(file.name for file in place.iterdir())
         if name is not None:
             found.setdefault(name, []).append(subfolder)
-    return "".join(
+    return "".join(f"; commit {commit} of the hub" for commit in commits) + "".join(
         f"; read from the {name} variant: {', '.join(parts)}".removesuffix(": ")
         for name, parts in found.items()
     )

@@ -164,6 +164,7 @@ def test_a_cache_that_was_laid_by_hand_is_enough(pipeline, tmp_path, environment
     assert policy.startswith("policy: SD3Transformer2DModel of owner/name, ")
     assert "; read from the fp16 variant: transformer;" in policy
     assert decoder.startswith("decoder: AutoencoderKL of owner/name, ")
+    assert all(f"; commit {COMMIT} of the hub" in line for line in (policy, decoder))
 
 
 def test_a_hub_that_never_answers_is_asked_once(pipeline, tmp_path):
@@ -177,7 +178,7 @@ def test_a_hub_that_never_answers_is_asked_once(pipeline, tmp_path):
         with pytest.raises(TimeoutError):
             deaf.accept()
     assert done.returncode == 0, done.stderr
-    assert 5 <= seconds < 10
+    assert 5 <= seconds < 60, "and not again for each part"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,7 @@ def test_a_hub_id_from_nowhere_is_one_line_at_once(tmp_path, environment, why):
     assert done.stderr.splitlines()[-1].endswith(
         f"Refused: {why}, not in the cache, and no folder of that name; set it to a folder"
     )
-    assert seconds < 5
+    assert seconds < 60, "no retries for minutes"
 
 
 def test_a_cache_without_a_part_says_so(pipeline, tmp_path):
