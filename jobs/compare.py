@@ -81,7 +81,7 @@ def compare() -> None:
     print("\n".join(results.strangers(chosen)), end="\n" * bool(results.strangers(chosen)))
     numbers = tables.tabulate(table_1, results.read(chosen, "s1"))
     page = report.write(table_1, numbers, shlex.join(["python", *sys.argv]))
-    report.track(table_1, numbers, "", "percent_ray")
+    report.track(table_1, numbers, chosen.monitor)
     print("\n".join(["", *verdict.in_short(table_1), "", *verdict.verdict(table_1)]))
     print(f"\nreport: {page}")
     if failed:

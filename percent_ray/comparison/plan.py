@@ -15,7 +15,7 @@ from percent_ray.recipe import strict_yaml
 from percent_ray.recipe.errors import explain
 from percent_ray.recipe.load import RecipeError
 from percent_ray.recipe.section import Section
-from percent_ray.recipe.tree import Recipe
+from percent_ray.recipe.tree import Monitor, Recipe
 
 BASE = "base"
 """Names the model before training: a folder beside the runs', a line of the tables."""
@@ -102,6 +102,11 @@ class Plan:
         self.comparison = comparison
         self._base = base
         self._overrides = overrides
+
+    @property
+    def monitor(self) -> Monitor:
+        """Of the first row's runs: where their numbers go, a copy of the report goes, too."""
+        return self.recipe(next(iter(self.comparison.rows)), self.comparison.seeds[0]).monitor
 
     def recipe(self, row: str, seed: int) -> Recipe:
         """The recipe of one run. Raises RecipeError that names the row."""

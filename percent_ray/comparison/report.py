@@ -15,6 +15,7 @@ from percent_ray.comparison.verdict import in_short, spread, verdict
 from percent_ray.evaluation.aggregate import mean_and_std
 from percent_ray.monitor.tracking import Tracker
 from percent_ray.pages.page import render
+from percent_ray.recipe.tree import Monitor
 
 
 def write(results: Results, tables: Tables, command: str) -> Path:
@@ -57,14 +58,17 @@ def page(results: Results, tables: Tables, command: str) -> str:
     )
 
 
-def track(results: Results, tables: Tables, tracking_uri: str, experiment: str) -> None:
-    """A copy of the report and of every number in MLflow, as a run of the comparison's name."""
+def track(results: Results, tables: Tables, monitor: Monitor) -> None:
+    """A copy of the report and of every number in MLflow, as a run of the comparison's name: one
+    however often it is written."""
     folder = results.comparison.home
+    known = folder / "mlflow_run"
     tracker = Tracker(
         folder / "report",
-        tracking_uri=tracking_uri,
-        experiment=experiment,
+        tracking_uri=monitor.tracking_uri,
+        experiment=monitor.experiment,
         run_name=results.comparison.name,
+        run_id=known.read_text(encoding="utf-8") if known.is_file() else None,
     )
     tracker.params({"seeds": results.comparison.seeds, "rows": ", ".join(results.runs)})
     means = {
@@ -73,9 +77,12 @@ def track(results: Results, tables: Tables, tracking_uri: str, experiment: str) 
         for name, values in line.cells.items()
     }
     tracker.metrics(0, means)
-    for name in ("report.html", "table_1.csv", "results.json", "figures"):
-        tracker.file(folder / name, "figures" if name == "figures" else "report")
+    for name in ("report.html", "table_1.csv", "table_s1.csv", "results.json", "figures"):
+        if (folder / name).exists():
+            tracker.file(folder / name, "figures" if name == "figures" else "report")
     tracker.close()
+    if tracker.run_id:
+        known.write_text(tracker.run_id, encoding="utf-8")
 
 
 def _write_csv(lines: Sequence[Line], path: Path) -> None:

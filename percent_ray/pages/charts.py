@@ -138,11 +138,12 @@ def _key_width(chart: Chart) -> float:
 
 
 def numbers(panel: Panel) -> Numbers:
-    """A row for each x with a column for each line, or, where lines have few x in common, a row for
-    each point."""
+    """A row for each x with a column for each line, or, where lines have few x in common or one has
+    an x twice, a row for each point."""
     every = sorted({float(x) for line in panel.lines for x in line.x})
     most = max((len(line.x) for line in panel.lines), default=0)
-    if len(every) <= 1.5 * most:
+    once = all(len(set(line.x.tolist())) == len(line.x) for line in panel.lines)
+    if once and len(every) <= 1.5 * most:
         found = [dict(zip(line.x.tolist(), line.y.tolist(), strict=True)) for line in panel.lines]
         head = [panel.xlabel, *(line.label for line in panel.lines)]
         rows = [[x, *(values.get(x) for values in found)] for x in every]

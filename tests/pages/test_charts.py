@@ -117,3 +117,10 @@ def test_the_probes_of_a_long_run_are_not_lost_among_its_steps():
     table = charts.numbers(Panel("reward", lines))
     assert len(table.rows) <= charts.ROWS
     assert [row[0] for row in table.rows if row[2] is not None] == [*probes]
+
+
+def test_a_point_beside_another_of_the_same_x_is_in_the_table():
+    """Two checkpoints of one reward."""
+    points = line("a", [0.2, 0.3, 0.3, 0.4], [8, 7, 6, 5])
+    table = charts.numbers(Panel("Vendi", [points], xlabel="reward"))
+    assert [row[2] for row in table.rows] == [8, 7, 6, 5]
