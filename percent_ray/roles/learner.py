@@ -189,7 +189,8 @@ class Learner:
         if self._old is not None:
             self._old.load(folder)
         self.version = state["version"]
-        self._checked = state.get("checked", False)  # not there: of an earlier version
+        # Earlier versions have not written it, and have looked at every first step.
+        self._checked = state.get("checked", self.version > 0)
 
     def _parts(self, batch: ShapedBatch) -> list[list[int]]:
         """The images of each optimizer step."""
