@@ -210,11 +210,11 @@ def test_workers_for_a_target_are_those_that_make_it():
     seconds = stages.Seconds({"rollout": 370.0, "perception": 48.0, "learner": 247.0}, "")
     assert seconds.needed(100.0) == {"rollout": 4, "perception": 1, "learner": 3}
     recipe = recipes.load(RECIPES / "flux_dev_pickscore_fast.yaml")
-    assert seconds.step(recipe) == pytest.approx(370 / 4)
+    assert seconds.step(recipe) == pytest.approx(370 / 3)
     waiting = recipe.model_copy(
         update={"runtime": recipe.runtime.model_copy(update={"max_staleness": 0})}
     )
-    assert seconds.step(waiting) == pytest.approx(370 / 4 + 247 / 3)
+    assert seconds.step(waiting) == pytest.approx(370 / 3 + 247 / 4)
 
 
 def test_the_whole_page(capsys):
