@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from percent_ray.export.source import Source, whole
-from percent_ray.models import lora, trained
+from percent_ray.models import hub, lora, trained
 from percent_ray.models.weights import variant
 
 INDEX = "model_index.json"
@@ -71,7 +71,8 @@ def _base(path: str) -> Path:
     from diffusers import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(path, use_safetensors=True))
+        repo, revision = hub.split(path)
+        return Path(DiffusionPipeline.download(repo, revision=revision, use_safetensors=True))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"model.path: {path} is neither cached nor can be had: {reason}") from None

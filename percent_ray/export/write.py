@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from percent_ray.export import adapter, pipeline
 from percent_ray.export.source import Source
+from percent_ray.models import hub
 
 Format = Literal["diffusers", "comfyui"]
 
@@ -86,12 +87,14 @@ def _pipeline_lines(source: Source, base: str, weights: str | None) -> list[str]
     }
     if model.true_cfg > 1:
         options |= {"negative_prompt": "", "true_cfg_scale": model.true_cfg}
+    repo, revision = (base, None) if Path(base).is_dir() else hub.split(base)
+    at = f", revision={revision!r}" if revision else ""
     absent = "" if model.t5 else ", text_encoder_3=None, tokenizer_3=None"
     lora = [] if weights is None else [f"pipe.load_lora_weights({weights!r})"]
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())
     return [
         "import torch, diffusers",
-        f"pipe = diffusers.DiffusionPipeline.from_pretrained({base!r}, "
+        f"pipe = diffusers.DiffusionPipeline.from_pretrained({repo!r}{at}, "
         f"torch_dtype=torch.{model.dtype}{absent})",
         *lora,
         f'images = pipe("a photo of a red circle", {given}).images',

@@ -1,5 +1,7 @@
 """A hub id as a folder of this machine: the files of a part are downloaded, or are in the cache.
 
+`owner/name@REVISION` is the model as it was at a commit, branch or tag; without one as it is now.
+
 Everything is then read from that folder, so that no loader asks the hub for more, one file after
 the other, and tries each again for minutes where there is no network.
 """
@@ -39,15 +41,24 @@ def commit(place: Path) -> list[str]:
     return [name for above, name in found if above == "snapshots" and len(name) == COMMIT]
 
 
+def split(path: str) -> tuple[str, str | None]:
+    """The `owner/name` of a hub id and its revision, None where it has none."""
+    repo, _, revision = path.partition("@")
+    return repo, revision or None
+
+
 @functools.cache
-def _downloaded(repo: str, subfolder: str, pick: Pick) -> Path:
+def _downloaded(path: str, subfolder: str, pick: Pick) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
-    files, why = _listed(repo)
+    repo, revision = split(path)
+    files, why = _listed(repo, revision)
     if files is None:
         try:
-            cached = snapshot_download(repo, local_files_only=True, allow_patterns=[])
+            cached = snapshot_download(
+                repo, revision=revision, local_files_only=True, allow_patterns=[]
+            )
         except LocalEntryNotFoundError:
             raise Refused(
                 f"{why}, not in the cache, and no folder of that name; set it to a folder"
@@ -58,10 +69,11 @@ def _downloaded(repo: str, subfolder: str, pick: Pick) -> Path:
     beside = [name for name in files if name.rpartition("/")[0] == subfolder]
     wanted = pick([name.rpartition("/")[2] for name in beside])
     if not wanted:
-        raise Refused(f"the hub's {repo} has no files of {subfolder or 'its own'}; set another")
+        raise Refused(f"the hub's {path} has no files of {subfolder or 'its own'}; set another")
     try:
         patterns = [f"{subfolder}/{name}".lstrip("/") for name in wanted]
-        return Path(snapshot_download(repo, allow_patterns=patterns)) / subfolder
+        downloaded = snapshot_download(repo, revision=revision, allow_patterns=patterns)
+        return Path(downloaded) / subfolder
     except GatedRepoError:
         raise Refused(
             f"the hub's {repo} is gated; ask for it on its page, then run `hf auth login`"
@@ -69,25 +81,28 @@ def _downloaded(repo: str, subfolder: str, pick: Pick) -> Path:
 
 
 @functools.cache
-def _listed(repo: str) -> tuple[tuple[str, ...] | None, str]:
+def _listed(repo: str, revision: str | None) -> tuple[tuple[str, ...] | None, str]:
     """The paths of a hub model's files; or None, and why there are none. Asked once a process."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         HFValidationError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     answers: list[tuple[tuple[str, ...] | None, str]] = []
 
     def ask() -> None:
         try:
-            found = HfApi().model_info(repo, timeout=WAIT_S).siblings or []
+            found = HfApi().model_info(repo, revision=revision, timeout=WAIT_S).siblings or []
             answers.append((tuple(file.rfilename for file in found), ""))
         except OfflineModeIsEnabled:
             answers.append((None, "hub not asked, for HF_HUB_OFFLINE is set"))
         except HFValidationError:
             answers.append((None, "no hub id"))
+        except RevisionNotFoundError:
+            answers.append((None, f"the hub's {repo} has no revision {revision}"))
         except RepositoryNotFoundError:
             answers.append((None, "not on the hub, or private and no `hf auth login` here"))
         except Exception as error:  # of any HTTP library's kinds

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from percent_ray.models import hub
 from percent_ray.recipe import tree
 from percent_ray.recipe.paths import locate
 
@@ -37,16 +38,17 @@ def _at_hand(
     place = locate(path)
     if Path(place).is_dir():
         return path, place
-    cached = try_to_load_from_cache(place, file)
+    repo, revision = hub.split(place)
+    cached = try_to_load_from_cache(repo, file, revision=revision)
     if isinstance(cached, str):
         found = str(Path(cached).parent)
         return found, f"the hub's cache, {found}"
-    if path not in known:
+    if repo not in known:
         raise ValueError(
             f"{key}: {path} is neither a folder nor in the hub's cache, and only the configs of "
             f"{', '.join(known)} are known; give a folder"
         )
-    write(known[path], folder)
+    write(known[repo], folder)
     return str(folder), "what was published, from memory"
 
 

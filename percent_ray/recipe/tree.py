@@ -41,7 +41,7 @@ class Model(Section):
     family: str = "sd3"
     """Module of percent_ray/models."""
     path: bounds.Text = "stabilityai/stable-diffusion-3.5-medium"
-    """Diffusers folder, hub id, or shapes/sd3."""
+    """Diffusers folder, hub id (owner/name, or owner/name@REVISION), or shapes/sd3."""
     resolution: bounds.Pixels | tuple[bounds.Pixels, bounds.Pixels] = 512
     """Of the images, in pixels: both sides, or [height, width]."""
     guidance: bounds.Guidance = 4.5

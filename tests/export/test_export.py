@@ -362,6 +362,9 @@ def test_another_base_is_refused_and_leaves_nothing(adapted, tmp_path, monkeypat
     attempt("no folder .*nothing")
     main(monkeypatch, run, "--to", tmp_path / "lora")
     assert f"from_pretrained('{tmp_path / 'nothing'}'" in capsys.readouterr().out
+    run = with_model(adapted, tmp_path / "held", path="owner/name@v1")
+    main(monkeypatch, run, "--to", tmp_path / "other-lora")
+    assert "from_pretrained('owner/name', revision='v1', " in capsys.readouterr().out
 
 
 def test_a_run_without_an_average_exports_its_weights(adapted, tmp_path, monkeypatch, capsys):

@@ -98,6 +98,12 @@ def hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
             self._file()
 
         def do_GET(self) -> None:
+            if self.path.endswith("/revision/gone"):
+                self.send_response(404)
+                self.send_header("X-Error-Code", "RevisionNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if not self.path.startswith("/api/"):
                 sent.append(self.path.partition(f"/{COMMIT}/")[2])
                 self.wfile.write(self._file() or b"")
@@ -144,6 +150,21 @@ def test_what_a_part_needs_is_downloaded_once_and_then_read_from_the_cache(pipel
     offline, _ = run(PARTS, tmp_path, HF_ENDPOINT=NOWHERE)
     assert online.stdout == again.stdout == offline.stdout
     assert "\ntransformer config.json diffusion_pytorch_model.fp16.safetensors\n" in online.stdout
+
+
+def test_a_hub_id_with_a_revision_is_the_model_as_it_was(pipeline, tmp_path):
+    code = PARTS.replace("owner/name", "owner/name@v1")
+    with hub(pipeline) as (address, sent):
+        online, _ = run(code, tmp_path, HF_ENDPOINT=address)
+        assert online.returncode == 0, online.stderr
+        assert "transformer/diffusion_pytorch_model.fp16.safetensors" in sent
+        gone, _ = run(PARTS.replace("name", "name@gone"), tmp_path, HF_ENDPOINT=address)
+    assert (tmp_path / "models--owner--name/refs/v1").read_text() == COMMIT
+    offline, _ = run(code, tmp_path, HF_HUB_OFFLINE="1")
+    assert offline.stdout == online.stdout
+    now, _ = run(PARTS, tmp_path, HF_HUB_OFFLINE="1")
+    assert "not in the cache" in now.stderr, "of v1 alone"
+    assert "Refused: the hub's owner/name has no revision gone, not in" in gone.stderr
 
 
 def test_a_part_that_the_hub_does_not_have_is_one_line(pipeline, tmp_path):
