@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from percent_ray import job, lock, recover
+from percent_ray import files, job, lock, recover
 from percent_ray.data.prompts import PromptStream, of_recipe
 from percent_ray.learn import checkpoint
 from percent_ray.loop import Loop, Progress, Roles
@@ -66,7 +66,7 @@ async def _train(
         then, now = checkpoint.read_recipe(source), recipe.model_dump(mode="json")
         passed += recipes.moved(dict(then), now).values()
     _quiet(recipe)
-    (folder / RECIPE_FILE).write_text(recipes.dump(recipe))
+    files.write(folder / RECIPE_FILE, recipes.dump(recipe))
     tracker = Tracker(
         folder,
         tracking_uri=recipe.monitor.tracking_uri,

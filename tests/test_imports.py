@@ -20,8 +20,8 @@ HEAVY = {
 
 
 ROOMS = [
-    *("metrics", "job", "pages", "shapes", "flow", "objective", "types", "recipe", "models"),
-    *("scorers", "data", "learn", "monitor", "slots", "lock", "shape", "roles", "loop"),
+    *("metrics", "files", "job", "pages", "shapes", "flow", "objective", "types", "recipe"),
+    *("models", "scorers", "data", "learn", "monitor", "slots", "lock", "shape", "roles", "loop"),
     *("recover", "runtime", "run"),
     *("export", "evaluation", "report", "comparison", "preview", "study"),
 ]

@@ -19,6 +19,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from percent_ray import files
 from percent_ray.comparison import results
 from percent_ray.comparison.plan import BASE, Comparison, Plan
 from percent_ray.comparison.results import MEASURED, PICTURES, RESULT, folder_of
@@ -110,7 +111,7 @@ def _cluster(workers: int, gpus: float) -> Iterator[None]:
         yield
     finally:
         if started:
-            ray.shutdown()
+            connection.leave()
 
 
 def _do(job: Job) -> str | None:
@@ -202,6 +203,4 @@ def _write(folder: Path, images: np.ndarray, protocol: Protocol, **found: Any) -
     folder.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(folder / PICTURES, images=images)
     contents = {"protocol": results.under(protocol), "measured": MEASURED, **found}
-    aside = folder / f"{RESULT}.partial"
-    aside.write_text(json.dumps(contents, indent=1))
-    aside.rename(folder / RESULT)
+    files.write(folder / RESULT, json.dumps(contents, indent=1))

@@ -6,8 +6,9 @@ every judge in turn, and one that is slow or gone would hold up the rest. Here t
 on disk as soon as it is said. So few are under way at once that memory does not grow with their
 number.
 
-An actor that dies is started again and asked again. A row whose model does not load, a prompt that
-a judge fails on after its retries, and a judge that keeps dying are left out, and said.
+An actor that dies is started again and asked again. A row whose model does not load or hangs, a
+prompt that a judge fails on after its retries, and a judge that keeps dying or hangs are left out,
+and said.
 """
 
 import asyncio
@@ -29,7 +30,8 @@ from percent_ray.evaluation.quality import LATENT, Judgement
 from percent_ray.evaluation.store import SHOWN, RowStore, Store
 from percent_ray.recipe.errors import first_line
 from percent_ray.runtime import connection, placement
-from percent_ray.runtime.pool import Pool
+from percent_ray.runtime.pool import Hung, Pool
+from percent_ray.runtime.room import Room
 
 DRAW = "draw"
 """Names the actors that draw."""
@@ -153,10 +155,10 @@ class Engine:
                 keep=evaluation.keep,
                 returns=2,
             )
-        except NotLoaded as error:
+        except (NotLoaded, Hung) as error:
             self._gone[row.name] = first_line(error)
             return self._fail(row, "loading", first_line(error))
-        except (ValueError, TimeoutError) as error:
+        except ValueError as error:
             return self._fail(row, "drawing", first_line(error))
         if drawn.loaded:
             say(f"{row.label}: {drawn.loaded}")
@@ -180,7 +182,7 @@ class Engine:
             try:
                 [said] = await self._judges[name].call("judge", pixels, prompt)
                 return place.put(name, work.number, said)
-            except ConnectionError as error:
+            except (ConnectionError, Hung) as error:
                 self._gone[name] = first_line(error)
             except Exception as error:  # of a scorer's own code, too
                 if last:
@@ -252,6 +254,24 @@ def _pool(
     )
 
 
+def _check(sizes: Sizes, machines: Sequence[placement.Machine]) -> None:
+    """Raises ValueError where an actor finds no place: its share of a card is on one card. One CPU
+    is left for reading kept pictures."""
+    rooms = [Room.of(machine.whole) for machine in machines]
+    there = ", ".join(
+        f"{m.whole.get('CPU', 0):g} CPUs and {m.whole.get('GPU', 0):g} GPUs" for m in machines
+    )
+    largest_first = sorted({**sizes, "reading": (1, 0.0)}.items(), key=lambda item: -item[1][1])
+    for name, (workers, gpus) in largest_first:
+        for placed in range(workers):
+            if not any(room.take({"CPU": 1.0, "GPU": gpus}) for room in rooms):
+                raise ValueError(
+                    f"{name}: {workers} actors of 1 CPU and {gpus:g} GPU asked, {placed} of them "
+                    f"find a place beside the others on machines of {there}; set fewer under draw "
+                    "and judge, or add machines"
+                )
+
+
 @contextlib.contextmanager
 def cluster(plan: Plan, store: Store) -> Iterator[Engine]:
     """An engine on the cluster of RAY_ADDRESS, or on one of this machine that ends with it.
@@ -259,23 +279,13 @@ def cluster(plan: Plan, store: Store) -> Iterator[Engine]:
     Raises ValueError where the cluster has too few CPUs or GPUs for the actors.
     """
     sizes = sizes_of(plan, placement.resources()["GPU"])
-    asked = {
-        "CPU": float(sum(workers for workers, _ in sizes.values())) + 1,  # to read kept pictures
-        "GPU": sum(workers * gpus for workers, gpus in sizes.values()),
-    }
+    actors = sum(workers for workers, _ in sizes.values())
     # A call that fails is said once, by us; Ray would print its second result's error as well.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # One of our own has a CPU for every actor also where there are fewer cores: they share them.
-    started = connection.connect(cpus=max(int(asked["CPU"]), os.cpu_count() or 1))
+    started = connection.connect(cpus=max(actors + 1, os.cpu_count() or 1))
     try:
-        there = ray.cluster_resources()
-        for name, count in asked.items():
-            if count > there.get(name, 0.0) + 1e-6:
-                raise ValueError(
-                    f"the actors ask for {count:g} {name}s and the "
-                    f"cluster has {there.get(name, 0.0):g}; set fewer under draw and judge, or add "
-                    "machines"
-                )
+        _check(sizes, placement.machines())
         engine = Engine(plan, store, sizes)
         try:
             yield engine
@@ -283,4 +293,4 @@ def cluster(plan: Plan, store: Store) -> Iterator[Engine]:
             engine.close()
     finally:
         if started:
-            ray.shutdown()
+            connection.leave()

@@ -130,7 +130,7 @@ def load(path: Path, runs: Sequence[str] = (), *, newest: bool = False, **settin
         asked = [{"run": run} for text in runs for run in checkpoints.expand(text)]
     if not asked:
         raise RecipeError([f"{path}: no rows; give some there, or RUN on the command line"])
-    rows = _rows(asked, evaluation, path.parent, notes, with_bases=bool(runs))
+    rows = _rows(asked, evaluation, path.parent, with_bases=bool(runs))
     if evaluation.against and evaluation.against not in {row.label for row in rows}:
         labels = ", ".join(row.label for row in rows)
         raise RecipeError([f"against: no row {evaluation.against!r}; there are {labels}"])
@@ -160,9 +160,7 @@ def _newest(notes: list[str]) -> list[str]:
     return [f"{newest}@{checkpoints.ALL}"]
 
 
-def _rows(
-    asked: Any, evaluation: Evaluation, folder: Path, notes: list[str], *, with_bases: bool
-) -> list[Row]:
+def _rows(asked: Any, evaluation: Evaluation, folder: Path, *, with_bases: bool) -> list[Row]:
     if not isinstance(asked, list):
         raise RecipeError([f"rows: got {asked!r}, needs a list of rows"])
     problems: list[str] = []

@@ -11,7 +11,6 @@ command finds what is done and does the rest.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from percent_ray import files
 from percent_ray.evaluation.quality import Judged, Judgement
 from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt
@@ -67,7 +67,7 @@ class Store:
         if path.is_file() and path.read_text(encoding="utf-8") != text:
             raise ValueError(f"{self.folder} has an evaluation of other prompts; set --folder")
         _claim(self.folder / "protocol.json", {"format": FORMAT, **protocol})
-        _write(path, text.encode())
+        files.write(path, text)
 
     def row(self, name: str) -> "RowStore":
         """Of the row whose folder has that name."""
@@ -102,7 +102,7 @@ class RowStore:
             tensors |= {f"{FAILED}{name}": v for name, v in said.report.failures.items()}
         if said.features is not None:
             tensors[FEATURES] = said.features.float().contiguous()
-        _write(self._judged(judge, number), save(tensors, metadata=about))
+        files.write(self._judged(judge, number), save(tensors, metadata=about))
 
     def get(self, judge: str, number: int) -> Judgement:
         """A judge's word. Raises ValueError that names a damaged file."""
@@ -134,13 +134,13 @@ class RowStore:
         """The kept pictures of a prompt, in order; empty where they were not kept."""
         return sorted(self._pictures(number).glob("*.png"))
 
-    def put_pictures(self, number: int, files: Sequence[bytes]) -> None:
+    def put_pictures(self, number: int, pngs: Sequence[bytes]) -> None:
         """Keep pictures, as PNG files."""
         folder = self._pictures(number)
         partial = folder.with_name(f".partial-{folder.name}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for image, contents in enumerate(files):
+        for image, contents in enumerate(pngs):
             (partial / f"{image:03d}.png").write_bytes(contents)
         partial.rename(folder)
 
@@ -149,7 +149,7 @@ class RowStore:
         return self.folder / "strips" / f"{number:05d}.png"
 
     def put_strip(self, number: int, contents: bytes) -> None:
-        _write(self.strip(number), contents)
+        files.write(self.strip(number), contents)
 
     def _judged(self, judge: str, number: int) -> Path:
         return self.folder / "judged" / judge / f"{number:05d}.safetensors"
@@ -182,7 +182,7 @@ class JudgedPrompts:
 def _claim(path: Path, wanted: Mapping[str, Any]) -> None:
     """Write what a folder is for, or find it written. Raises ValueError that names what differs."""
     if not path.is_file():
-        _write(path, json.dumps(wanted, indent=1).encode())
+        files.write(path, json.dumps(wanted, indent=1))
         return
     then, now = json.loads(path.read_text()), json.loads(json.dumps(wanted))
     if then == now:
@@ -200,20 +200,12 @@ def _short(values: Mapping[str, Any], most: int = 120) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-def _write(path: Path, contents: bytes) -> None:
-    """All at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(contents)
-    os.replace(aside, path)
-
-
 def stamps(path: str) -> dict[str, list[int]]:
     """Size and time of every file of a folder or of one file; empty of a hub id, of no path and of
     the embedded world's, which are this version's."""
     if not path or path.startswith("shapes/"):
         return {}
     place = Path(path).expanduser()
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    stats = {p.relative_to(place).as_posix(): p.stat() for p in files}
+    found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    stats = {p.relative_to(place).as_posix(): p.stat() for p in found}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}

@@ -33,7 +33,7 @@ def export(source: Source, folder: Path, *, merged: bool, form: Format) -> list[
             path = adapter.write_comfyui(source, partial)
             said, how = _described(source), _comfyui_lines(folder / path.name)
         elif merged or not source.model.lora_rank:
-            said = [*_described(source), *_merged(source, pipeline.write(source, partial))]
+            said = [*_described(source), *_merged(pipeline.write(source, partial))]
             how = _pipeline_lines(source, str(folder), None)
         else:
             adapter.write(source, partial)
@@ -58,7 +58,7 @@ def _described(source: Source) -> list[str]:
     return said
 
 
-def _merged(source: Source, merged: pipeline.Merged) -> Iterator[str]:
+def _merged(merged: pipeline.Merged) -> Iterator[str]:
     dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in merged.dtypes)
     line = f"transformer: {merged.changed} of {merged.weights} weights changed, in {dtypes}"
     if merged.lost > 1e-4:

@@ -37,6 +37,10 @@ class Policy(Protocol):
         """Conditions of N prompts, in the model's dtype on the model's device."""
         ...
 
+    def condition_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each tensor of a prompt's condition, without N."""
+        ...
+
     def velocity(
         self, latents: Float[Tensor, "B C H W"], sigma: Float32[Tensor, " B"], condition: Condition
     ) -> Float32[Tensor, "B C H W"]:

@@ -120,13 +120,15 @@ class Tracker:
         self._deadline = time.monotonic() + self._flush_s
         # The thread itself gives up at the deadline, unless it hangs in a call.
         self._thread.join(self._flush_s + 1)
-        self._dropped += self._queue.qsize()
+        hangs = self._thread.is_alive()
+        self._dropped += self._queue.qsize() + hangs
         self.history.close()
         if self.lost:
             _log.warning(
-                "MLflow at %s did not take %d records; %s has every metric",
+                "MLflow at %s did not take %d records%s; %s has every metric",
                 self.uri,
                 self.lost,
+                ", the last within its time, and has the run as running" if hangs else "",
                 self.history.path,
             )
 

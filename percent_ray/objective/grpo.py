@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64
 from torch import Tensor
 
 from percent_ray.flow.sde import Transition
@@ -56,14 +56,12 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class RatioMetrics:
-    """Sums over transitions: `*_sum / count` is the mean of any number of micro-batches and ranks.
+    """Sums over transitions, of which the learner knows the number.
 
-    0-d, detached, on the loss's device, so that collecting them waits for nothing. Reduce `count`
-    and every `*_sum` by adding, `*_max` by the maximum.
+    0-d, detached, on the loss's device, so that collecting them waits for nothing. Reduce every
+    `*_sum` by adding, `*_max` by the maximum.
     """
 
-    count: Int64[Tensor, ""]
-    """Transitions."""
     ratio_sum: Float64[Tensor, ""]
     ratio_deviation_max: Float64[Tensor, ""]
     """Largest |ratio - 1|."""
@@ -177,7 +175,6 @@ def _exp(change: Tensor, *, bounded: Tensor) -> Tensor:
 
 def _metrics(change: Tensor, ratio: Tensor, clipped: Tensor, advantage: Tensor) -> RatioMetrics:
     return RatioMetrics(
-        count=torch.tensor(change.numel(), device=change.device),
         ratio_sum=ratio.double().sum(),
         ratio_deviation_max=(ratio.double() - 1).abs().amax(),
         clip_low_sum=((ratio < clipped) & (advantage < 0)).double().sum(),

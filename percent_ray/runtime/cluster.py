@@ -286,6 +286,7 @@ class Cluster:
         """Another learner group in the place of one that is lost, at the `version` of a checkpoint
         or (None) before training. The actors of the other roles stay. Returns when it has loaded;
         raises LearnerLost where it dies, too."""
+        start = time.monotonic()
         self.learner.end()
         self._weights = _older(source)  # the others are lost with the rank that published them
         self._drawn.clear()
@@ -296,6 +297,7 @@ class Cluster:
         self.learner.start()
         _, checksum, weights = await self.learner.order("publish")
         self._remember(version, checksum, weights)
+        self._scaler.away(time.monotonic() - start)
 
     async def save(self, folder: Path, oldest: int) -> None:
         start = time.monotonic()
@@ -321,4 +323,4 @@ class Cluster:
         if self._watched():
             places.request([])
         if self._own:
-            await connection.leave()
+            connection.leave()

@@ -1,6 +1,5 @@
 """The cluster that a process joins, or starts: with a token, and on loopback alone."""
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -83,14 +82,14 @@ def _on_loopback() -> Iterator[None]:
             del os.environ[name]
 
 
-async def leave() -> None:
+def leave() -> None:
     """Leave the cluster. Of one that this process has started, return when none of its processes is
     left: Ray tells them to end and does not look whether they do. One that is still there after
     LEAVE_S is killed."""
     left, end = _started(), time.monotonic() + LEAVE_S
     ray.shutdown()
     while left and time.monotonic() < end:
-        await asyncio.sleep(0.05)
+        time.sleep(0.05)
         left = [process for process in left if _runs(process)]
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util import list_named_actors
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from percent_ray import files
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.recipe.errors import first_line
@@ -130,7 +131,7 @@ def write_address(run: Path) -> None:
     """Into the run's folder, for `scale`: a cluster of one machine's own has no known address."""
     address = ray.get_runtime_context().gcs_address
     environment = {name: os.environ[name] for name in AUTH if os.environ.get(name)}
-    (run / FILE).write_text(json.dumps({"address": address, "environment": environment}))
+    files.write(run / FILE, json.dumps({"address": address, "environment": environment}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 A worker joins when it has loaded, and leaves when it has answered what it was asked: a call is made
 on one worker, to its end. A worker that dies takes no call with it, since every draw is a function
-of ids: the call is made again on another one, and the place of the dead one is filled.
+of ids: the call is made again on another one, and the place of the dead one is filled. One that
+hangs is ended, and its place is filled, too; its call fails.
 """
 
 import asyncio
@@ -30,6 +31,11 @@ DEATHS = 3
 
 GONE = (RayActorError, NodeDiedError, OutOfMemoryError)
 """What a call raises whose worker has died, or was ended for the memory that it took."""
+
+
+class Hung(TimeoutError):
+    """A worker has not answered in time, and is ended."""
+
 
 Start = Callable[[int], Any]
 """Starts worker number i; returns the actor's handle."""
@@ -118,8 +124,7 @@ class Pool:
         value, then references to the rest.
 
         Raises what the method raises; ObjectLostError where an argument is lost; ConnectionError
-        where worker after worker dies of it or none is left, and TimeoutError where one does not
-        answer.
+        where worker after worker dies of it or none is left, and Hung where one does not answer.
         """
         deaths = 0
         arguments = {ref.hex() for ref in args if isinstance(ref, ray.ObjectRef)}
@@ -137,6 +142,9 @@ class Pool:
                     what = f"{method!r} has ended {deaths} of them, one after the other"
                     raise self._gone(what, error) from error
                 urgent = True
+            except Hung:
+                self._replace(worker)
+                raise
             except ObjectLostError as error:
                 deaths += 1
                 if error.object_ref_hex in arguments or deaths == DEATHS:
@@ -232,17 +240,22 @@ class Pool:
 
     def _lose(self, worker: Worker, error: RayError) -> None:
         """A dead worker's place is filled, once, whoever of its callers is told first."""
+        if self._replace(worker):
+            self.say(
+                f"{self.name} worker {worker.number} is gone, and its groups are asked of another: "
+                f"{_cause(error)}"
+            )
+
+    def _replace(self, worker: Worker) -> bool:
+        """End a worker and fill its place; False where that is done already."""
         if worker not in self._workers:
-            return
+            return False
         self.busy_s()
         self._workers.remove(worker)
-        self._kill(worker.handle)  # where it only cannot be reached
+        self._kill(worker.handle)  # it may hang, or only be out of reach
         if worker.state != "leaving":
             self._fill()
-        self.say(
-            f"{self.name} worker {worker.number} is gone, and its groups are asked of another: "
-            f"{_cause(error)}"
-        )
+        return True
 
     def _leave(self, worker: Worker) -> None:
         """Out of the pool: now where nothing is asked of it, else when it has answered."""
@@ -302,16 +315,20 @@ class Pool:
         return ConnectionError("; ".join(words))
 
     async def _within(self, work: Any) -> Any:
+        answer = asyncio.ensure_future(work)
         try:
-            return await asyncio.wait_for(work, self._timeout_s)
-        except TimeoutError:
-            raise TimeoutError(
-                f"a {self.name} actor did not answer within {self._timeout_s:g} s; "
-                f"set {self._setting} higher, or look at the actor's logs"
-            ) from None
+            # Not wait_for: the actor's own TimeoutError is none of ours.
+            if not (await asyncio.wait({answer}, timeout=self._timeout_s))[0]:
+                raise Hung(
+                    f"a {self.name} actor did not answer within {self._timeout_s:g} s; "
+                    f"set {self._setting} higher, or look at the actor's logs"
+                )
+            return answer.result()
         except RayTaskError as error:
             # the actor's own exception; the remote traceback stays as its cause
             raise error.cause if isinstance(error.cause, Exception) else error from error
+        finally:
+            answer.cancel()
 
 
 def _last_idle(worker: Worker) -> tuple[int, int]:

@@ -18,8 +18,8 @@ FILES: Final = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 """Of the weights; the first that is there is read."""
 TOKENIZER: Final = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """All of these CLIPs have the same, where a folder has none."""
-BEGIN, END = 49406, 49407
-"""Tokens around a text."""
+END = 49407
+"""Token after a text."""
 
 NAMES: Final = (
     ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),

@@ -2,6 +2,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -163,6 +164,31 @@ def test_a_server_that_comes_back_gets_the_rest_and_the_parameters(
     seen = client_class(tracking_uri=run.uri).get_run(run.run_id)
     assert seen.data.params == {"learner.lr": "0.0001"}
     assert seen.data.metrics == {"reward/mean": 4.0}
+
+
+def test_an_upload_that_hangs_at_the_end_is_told(tmp_path, client_class, monkeypatch, caplog):
+    from percent_ray.monitor import tracking
+
+    real, sending, going = tracking._client, threading.Event(), threading.Event()
+
+    def hang(*_):
+        sending.set()
+        going.wait()
+
+    def hanging(uri):
+        client = real(uri)
+        client.log_artifact = hang
+        return client
+
+    monkeypatch.setattr(tracking, "_client", hanging)
+    run = tracker(tmp_path / "runs" / "a", flush_s=0.1)
+    run.file(tmp_path / "policy", "policy")
+    sending.wait()
+    run.close()
+    going.set()
+    assert run.lost == 1
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert "1 records, the last within its time, and has the run as running; " in warning
 
 
 def test_credentials_of_the_uri_are_given_to_mlflow_alone(tmp_path, monkeypatch, caplog):

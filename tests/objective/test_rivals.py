@@ -225,12 +225,25 @@ def test_gardo_learns_nothing_from_equal_rewards():
             assert not weights.kl_reference.any(), "and nothing of it is held"
 
 
+def test_gardo_holds_more_where_reward_and_judge_part_more_than_they_did():
+    """Ranks of six: equal, then opposite (mean |difference| 0.6), then equal again."""
+    order = torch.arange(K).float().expand(G, K)
+    shares, apart, state = [], [], {}
+    for sign in (1, -1, 1, 1):
+        s = signals(rewards=sign * order, scores={"clip": order}, state=state)
+        state = METHODS["gardo"](fraction=0.2)(s).state
+        shares.append(state["gardo/share"])
+        apart.append(state["gardo/apart"])
+    assert shares == pytest.approx([0.2, 0.22, 0.2, 0.2 / 1.1])
+    assert apart == pytest.approx([0, 0.06, 0.054, 0.0486])
+
+
 def test_gardo_holds_no_image_for_its_place():
     """Images of one reward have one rank; a group whose rewards are equal holds none."""
     values = torch.tensor([[1.0, 0, 1, 0, 0, 0], [0.5] * K, [0.0, 0, 0, 0, 1, 1]])
     assert _ranks(values)[0].tolist() == pytest.approx([0.9, 0.3, 0.9, 0.3, 0.3, 0.3])
     s = signals(rewards=values, scores={"clip": torch.zeros(G, K)})
-    held = METHODS["gardo"](fraction=0.4)(s).weights.kl_reference[..., 0] > 0
+    held = METHODS["gardo"](fraction=0.35)(s).weights.kl_reference[..., 0] > 0
     assert held.any(1).tolist() == [True, False, True]
     assert not (held & (values == 0)).any()
 

@@ -10,7 +10,6 @@ import pytest
 from percent_ray.runtime import connection
 
 LISTENERS = """
-import asyncio
 import os
 import subprocess
 import sys
@@ -39,7 +38,7 @@ subprocess.run(
     [sys.executable, "-c", joining], env=os.environ | {"RAY_ADDRESS": address}, check=True
 )
 mine = own.children(recursive=True)
-asyncio.run(connection.leave())
+connection.leave()
 print("left", [p.name() for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError
 
-from percent_ray.runtime.pool import DEATHS, Pool
+from percent_ray.runtime.pool import DEATHS, Hung, Pool
 
 
 @dataclass
@@ -262,6 +262,28 @@ def test_what_a_dead_worker_had_is_asked_of_another_and_its_place_is_filled():
                     actor.finish()
             await settle()
         assert [call.result()[0][1] for call in calls] == list(range(6))
+
+    play(scene)
+
+
+def test_who_hangs_is_ended_and_the_next_call_goes_to_another():
+    async def scene() -> None:
+        s = await Scene(1, timeout_s=0.05).load()
+        hung, waiting = s.call(0), s.call(1)
+        with pytest.raises(Hung, match=r"^a rollout actor did not answer within 0.05 s"):
+            await hung
+        await settle()
+        assert [actor.killed for actor in s.actors] == [1, 0]
+        s.actors[1].finish(name="ready")
+        await settle()
+        s.actors[1].finish()
+        assert (await waiting)[0] == (1, 1)
+        later = s.call(2)
+        await settle()
+        s.actors[1].finish(TimeoutError("of the actor's own"))
+        with pytest.raises(TimeoutError, match="own"):
+            await later
+        assert s.alive == [1]
 
     play(scene)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -39,7 +39,7 @@ class Gardo:
     """Scorers whose score is used beside the reward."""
     strength: Annotated[float, Ge(1e-9), Le(1e6)] = 0.04
     """Weight beta of the KL to the reference."""
-    fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
+    fraction: Annotated[float, Gt(0), Le(0.5)] = 0.1
     """Share of the images that the KL holds, at first."""
 
     def __call__(self, s: Signals) -> Shaped:
@@ -55,10 +55,11 @@ class Gardo:
         judged = torch.stack([_ranks(s.scores[judge]) for judge in self.judges]).mean(0)
         excess = _ranks(s.rewards) - judged
         taught = ~zero_std_groups(s.rewards).unsqueeze(1).expand_as(excess)
-        usual = s.state.get("gardo/apart", 0.0)
+        usual, share = s.state.get("gardo/apart"), s.state.get("gardo/share", self.fraction)
         apart = excess[taught].abs().mean().item() if taught.any() else usual
-        usual = s.state.get("gardo/apart", apart)
-        share = s.state.get("gardo/share", self.fraction) * (1.1 if apart > usual else 1 / 1.1)
+        if usual is not None and apart is not None:
+            share *= 1.1 if apart > usual else 1 / 1.1
+            apart = 0.9 * usual + 0.1 * apart
         share = min(0.5, max(0.5 * self.fraction, share, 1 / excess.numel()))
         excess = excess[taught]
         held = taught[taught]
@@ -66,7 +67,7 @@ class Gardo:
             held = covariance.largest(excess, max(share, 1 / excess.numel()))
         holding = torch.zeros_like(judged).masked_scatter(taught, held * self.strength)
         weights = Weights(over_steps(s, advantage), kl_reference=over_steps(s, holding))
-        state = {"gardo/apart": 0.9 * usual + 0.1 * apart, "gardo/share": share}
+        state = {"gardo/share": share} | ({} if apart is None else {"gardo/apart": apart})
         return Shaped(s.rewards, weights, {**s.state, **state}, {"gardo/held": share})
 
 
