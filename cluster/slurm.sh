@@ -25,7 +25,7 @@ recipe=${1:?usage: sbatch cluster/slurm.sh RECIPE [--dotted.overrides ...]}
 shift
 cd "${SLURM_SUBMIT_DIR:-.}"
 runs=${RUNS:-runs}
-python=${PYTHON:-.venv/bin/python}
+python=$(command -v "${PYTHON:-.venv/bin/python}")
 ray=$(dirname "$python")/ray
 name=slurm-$SLURM_JOB_ID
 seconds_to_join=${SECONDS_TO_JOIN:-300}

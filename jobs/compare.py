@@ -18,7 +18,7 @@ python jobs/compare.py [--config FILE] [--quick] [--only ROW,ROW] [--report] [--
 examples
   python jobs/compare.py --quick
       a few rows, one seed
-  python jobs/compare.py --only flow_grpo,pec --seeds 1,2 --run.steps 20
+  python jobs/compare.py --only flow_grpo,pec_pickscore --seeds 1,2 --run.steps 20
       some rows; two seeds; a key of every row's recipe changed
   python jobs/compare.py --report
       the report of what has been run so far; trains nothing
@@ -48,7 +48,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def _rows(text: str) -> list[str]:
     rows = [row for row in text.split(",") if row]
     if not rows:
-        raise argparse.ArgumentTypeError(f"{text!r} names no row; give some such as flow_grpo,pec")
+        raise argparse.ArgumentTypeError(f"{text!r} names no row; give some such as flow_grpo,nft")
     return rows
 
 

@@ -21,9 +21,10 @@ python jobs/evaluate.py [RUN[@STEP] ...] [--rows FILE] [--prompts FILE] [--image
 examples
   python jobs/evaluate.py
       the newest run's checkpoints and the model that it began with, by the embedded world's judges
-  python jobs/evaluate.py runs/shapes_pec@20 runs/shapes_pec@40 --images 30
-      two checkpoints; RUN is its last one, RUN@all are all, RUN@0 is the model before training
-  python jobs/evaluate.py --rows jobs/recipes/evaluate_paper.yaml runs/sd35
+  python jobs/evaluate.py runs/shapes_pec@30 runs/shapes_pec@40 --images 30
+      two checkpoints; RUN is its last one, RUN@all are all that run.keep_checkpoints has kept,
+      RUN@0 is the model before training
+  python jobs/evaluate.py --rows jobs/recipes/evaluate_paper.yaml runs/sd35 --folder runs/paper
       a run of SD3.5-M by the published judges, on 400 prompts with 30 pictures each
   python jobs/evaluate.py --rows rows.yaml
       rows of your own, such as
@@ -31,7 +32,7 @@ examples
         rows:
           - {label: SDXL, pipeline: stabilityai/stable-diffusion-xl-base-1.0, steps: 40}
           - {label: ours, pipeline: black-forest-labs/FLUX.1-dev, lora: exports/lora, guidance: 3.5}
-          - {label: step 600, run: runs/flux@600}
+          - {label: last step, run: runs/flux}
 
 Interrupted, the same command goes on where it was: what is on disk is not done again. Pictures are
 drawn and judged by Ray actors, on the cluster of RAY_ADDRESS or one that is started on this

@@ -229,7 +229,7 @@ def test_the_share_of_groups_whose_rewards_differ_is_of_the_rewards_themselves()
     """Marginal PEC tells images of equal reward apart; the reward does not."""
     equal = {"pickscore": np.ones(K, np.float32), "clip": np.ones(K, np.float32)}
     groups = [group(0), group(1), group(2, rewards=equal), group(3)]
-    ours = recipe(name="marginal_pec", strength=0.3)
+    ours = recipe(name="marginal_pec", image_spaces=["pickscore"], strength=0.3)
     for made in (recipe(), ours):
         _, _, metrics = shape(made, 5, groups, {})
         assert metrics["groups/differ"] == 0.75

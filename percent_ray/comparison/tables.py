@@ -1,5 +1,6 @@
 """The tables that can be made of a comparison's results."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -86,6 +87,14 @@ def has_gained(results: Results) -> bool:
     """Whether the first reference row has gained any reward at its end; else there is no reward at
     which rows could be compared."""
     return level(results, 1.0) > level(results, 0.0)
+
+
+def reached(results: Results, row: str) -> float:
+    """The share of the reference's gain that every seed of a row has been at, rounded down to the
+    percent."""
+    start, whole = level(results, 0.0), level(results, 1.0)
+    tops = [run.judged(results.reward)[1].max() for run in results.runs[row]]
+    return math.floor(100 * (min(tops) - start) / (whole - start)) / 100
 
 
 def kept(results: Results, space: str, path: Run | Curve, reward: float) -> float | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from percent_ray.comparison.results import Results
-from percent_ray.comparison.tables import STOPPED, THERE, Line, has_gained, matched
+from percent_ray.comparison.tables import STOPPED, THERE, Line, has_gained, matched, reached
 from percent_ray.evaluation.aggregate import mean_and_std
 
 SHARE, KEEP = 0.9, 0.8
@@ -143,39 +143,45 @@ def interval(first: Sequence[float], second: Sequence[float]) -> Interval | None
 
 def verdict(results: Results, share: float = SHARE, keep: float = KEEP) -> list[str]:
     """For every method of ours and every space that it was not trained on: what it keeps at `share`
-    of the reference's gain, and whether its seeds lie above those of early stopping."""
+    of the reference's gain, or where not all of its seeds get there, at what all have reached; and
+    whether its seeds lie above those of early stopping."""
     if not has_gained(results):
         return []
-    *rows, stopping, _ = matched(results, share)
     return [
         line
-        for row in rows
-        if row.kind == "ours"
-        for line in _of(results, row, stopping, share, keep)
+        for name, row in results.rows.items()
+        if row.kind == "ours" and name in results.runs
+        for line in _of(results, name, share, keep)
     ]
 
 
-def _of(results: Results, row: Line, stopping: Line, share: float, keep: float) -> Iterator[str]:
-    reached = row.cells[THERE][0]
-    if row.seeds < 2:
-        yield f"{row.label}: one seed, which has no spread; no verdict"
+def _of(results: Results, name: str, share: float, keep: float) -> Iterator[str]:
+    label = results.rows[name].label
+    if len(results.runs[name]) < 2:
+        yield f"{label}: one seed, which has no spread; no verdict"
         return
+    own = reached(results, name)
+    if own < share:
+        yield (
+            f"{label}: its seeds do not all get to {share:.0%} of the gain; compared at {own:.0%}"
+            if own > 0
+            else f"{label}: its seeds do not all gain reward; no verdict"
+        )
+        if own <= 0:
+            return
+    lines = {line.name: line for line in matched(results, min(share, own))}
+    row, stopping = lines[name], lines[STOPPED]
     if len(next(iter(stopping.cells[space] for space in results.vendi))) < 2:
         yield f"{row.label}: fewer than 2 seeds of the reference get there; no verdict"
         return
-    if reached < row.seeds:
-        there = f"{reached} of {row.seeds} seeds reach {share:.0%} of the gain"
-        yield f"{row.label}: {there}; no verdict"
-        return
     for space in results.vendi:
-        name = _name(space)
-        if name in results.trained_on[row.name]:
+        if _name(space) in results.trained_on[row.name]:
             continue
         left, stopped = row.cells[space], stopping.cells[space]
         above = "above" if min(left) > max(stopped) else "not above"
         mean, _ = mean_and_std(left)
         yield (
-            f"{row.label}, {name} space: keeps {mean:.0%} of the base's Vendi "
+            f"{row.label}, {_name(space)} space: keeps {mean:.0%} of the base's Vendi "
             f"({'yes' if mean >= keep else 'no'}, asked {keep:.0%}); seeds {spread(left)} "
             f"against early stopping's {spread(stopped)}: {above} it"
         )

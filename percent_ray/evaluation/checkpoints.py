@@ -106,7 +106,9 @@ def _step(run: str, asked: str) -> int:
     if asked in ("", LAST):
         return 0
     if not asked.isdecimal():
-        raise ValueError(f"{run}: after @ comes a step, 0, {LAST} or {ALL}")
+        raise ValueError(
+            f"{run}: after @ comes a step, 0 or {LAST}; on the command line also {ALL}"
+        )
     return int(asked)
 
 

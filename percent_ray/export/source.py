@@ -74,15 +74,15 @@ def _checkpoint(run: str, step: int | None) -> Path:
     for folder in (Path(run), named):
         if (folder / checkpoint.DRIVER).is_file():
             if step is not None:
-                raise ValueError(f"{folder} is a checkpoint; leave --step out or give its run")
+                raise ValueError(f"{folder} is a checkpoint; leave the step out or give its run")
             return folder.resolve()
         there = {int(path.name.removeprefix("step-")): path for path in checkpoint.every(folder)}
         if there and step in {None, *there}:
             return there[max(there) if step is None else step].resolve()
         if there:
             raise ValueError(
-                f"{folder} has no checkpoint of step {step}; set --step to one of "
-                f"{', '.join(map(str, there))}"
+                f"{folder} has no checkpoint of step {step}; choose one of "
+                f"{', '.join(map(str, there))} (run.keep_checkpoints keeps the last ones)"
             )
     raise ValueError(
         f"no checkpoint in {run} nor in {named}; give the folder of a run that has written one"

@@ -89,13 +89,14 @@ def _pipeline_lines(source: Source, base: str, weights: str | None) -> list[str]
         options |= {"negative_prompt": "", "true_cfg_scale": model.true_cfg}
     repo, revision = (base, None) if Path(base).is_dir() else hub.split(base)
     at = f", revision={revision!r}" if revision else ""
+    moved = "" if model.path.startswith("shapes/") else '.to("cuda")'
     absent = "" if model.t5 else ", text_encoder_3=None, tokenizer_3=None"
     lora = [] if weights is None else [f"pipe.load_lora_weights({weights!r})"]
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())
     return [
         "import torch, diffusers",
         f"pipe = diffusers.DiffusionPipeline.from_pretrained({repo!r}{at}, "
-        f"torch_dtype=torch.{model.dtype}{absent})",
+        f"torch_dtype=torch.{model.dtype}{absent}){moved}",
         *lora,
         f'images = pipe("a photo of a red circle", {given}).images',
         'images[0].save("picture.png")',

@@ -26,7 +26,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "ours": {
         "label": "marginal",
         "kind": "ours",
-        "recipe": {"method": {"name": "marginal_pec"}},  # in the reward's space by default
+        "recipe": {"method": {"name": "marginal_pec", "image_spaces": ["pickscore"]}},
     },
 }
 GENEVAL_ROW = {"label": "Flow-GRPO on GenEval", "kind": "reference", "table": "s1"}

@@ -46,6 +46,28 @@ def test_in_short_tells_one_seed_and_a_space_that_was_trained_on(tmp_path):
     assert "1 of 2 methods do not get to that reward in every seed" in sure
 
 
+def test_a_method_that_levels_off_is_compared_where_all_of_its_seeds_have_been(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(fabricated.LINES, "ours", (0.0067, 0.5))
+    plan = fabricated.load(tmp_path)
+    fabricated.finish(plan)
+    read = results.read(plan)
+    share = tables.reached(read, "ours")
+    assert 0.6 < share < 0.7
+    lines = {line.name: line for line in tables.matched(read, share)}
+    assert len(lines["ours"].cells["vendi/clip"]) == 2
+    assert len(next(iter(tables.matched(read, share + 0.01))).cells["vendi/clip"]) == 2
+    less = {line.name: line for line in tables.matched(read, share + 0.01)}
+    assert len(less["ours"].cells["vendi/clip"]) < 2, "a percent more is not reached by all"
+    first, clip, *_ = verdict.verdict(read)
+    assert first == (
+        f"marginal: its seeds do not all get to 90% of the gain; compared at {share:.0%}"
+    )
+    kept = np.mean(lines["ours"].cells["vendi/clip"])
+    assert clip.startswith(f"marginal, clip space: keeps {kept:.0%} of the base's Vendi (yes, ")
+
+
 def test_a_reference_that_gains_nothing_leaves_nothing_to_compare(tmp_path, monkeypatch):
     monkeypatch.setitem(fabricated.LINES, "flow_grpo", (-0.01, 4.0))
     plan = fabricated.load(tmp_path)

@@ -61,13 +61,15 @@ def test_values_are_yaml_and_text_stays_text(folder):
 
 def test_another_method_brings_its_own_parameters(tmp_path):
     base, file = tmp_path / "base.yaml", tmp_path / "file.yaml"
-    base.write_text("data: {prompts: shapes/train.jsonl}\nmethod: {name: pec, strength: 0.3}\n")
+    base.write_text(
+        "data: {prompts: shapes/train.jsonl}\nscorers: {dino: {}}\nmethod: {name: pec, strength: 0.3}\n"
+    )
     file.write_text("base: base.yaml\nmethod: {omega: variance}\n")
     method = load(file).method
     assert (method.name, method.strength, method.omega) == ("pec", 0.3, "variance")
     method = load(file, ["--method.name", "kl_cov"]).method
     assert (method.name, method.strength) == ("kl_cov", 1.0)
-    again = load(None, ["--method.name", "marginal_pec", "--method.strength", "auto"])
+    again = load(file, ["--method.name", "marginal_pec", "--method.strength", "auto"])
     (tmp_path / "dumped.yaml").write_text(dump(again))
     assert load(tmp_path / "dumped.yaml") == again
     assert pickle.loads(pickle.dumps(again)) == again
@@ -170,7 +172,7 @@ def test_null_takes_a_scorer_out(folder):
             "method.fraction: got 1, needs a number below 1",
         ),
         (
-            "--method.name marginal_pec --method.strength auto --monitor.probe_every 0",
+            "--scorers.dino.weight 0 --method.name marginal_pec --method.strength auto --monitor.probe_every 0",
             "method.strength auto measures on probes; set monitor.probe_every above 0",
         ),
         ("--scorers.pikscore.weight 1", "scorers: unknown 'pikscore'; known are"),

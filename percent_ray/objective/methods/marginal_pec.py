@@ -31,9 +31,9 @@ class MarginalPec:
     """
 
     name: Literal["marginal_pec"] = "marginal_pec"
-    image_spaces: tuple[str, ...] = ("pickscore",)
-    """Scorers whose features of finished images are used."""
-    strength: Annotated[float, Ge(1e-9), Le(1e6)] | Literal["auto"] = 0.3
+    image_spaces: tuple[str, ...] = ("dino",)
+    """Scorers whose features of finished images are used; better not the reward's own."""
+    strength: Annotated[float, Ge(1e-9), Le(1e6)] | Literal["auto"] = 0.6
     """Weight lambda of the term in the reward, or auto."""
     relative: bool = True
     """Strength x std(reward) / std(term), measured over the first steps."""
