@@ -89,7 +89,11 @@ def _pipeline_lines(source: Source, base: str, weights: str | None) -> list[str]
         options |= {"negative_prompt": "", "true_cfg_scale": model.true_cfg}
     repo, revision = (base, None) if Path(base).is_dir() else hub.split(base)
     at = f", revision={revision!r}" if revision else ""
-    moved = "" if model.path.startswith("shapes/") else '.to("cuda")'
+    moved = (
+        ""
+        if model.path.startswith("shapes/")
+        else '.to("cuda" if torch.cuda.is_available() else "cpu")'
+    )
     absent = "" if model.t5 else ", text_encoder_3=None, tokenizer_3=None"
     lora = [] if weights is None else [f"pipe.load_lora_weights({weights!r})"]
     given = ", ".join(f"{name}={value!r}" for name, value in options.items())

@@ -199,7 +199,7 @@ def _objective(recipe: "Recipe") -> Iterator[str]:
     if objective.kl_steps and not recipe.is_forward:
         yield from _kl_steps(recipe)
     held = objective.kl or hasattr(recipe.method, "judges")  # gardo's own KL
-    if not held and (objective.kl_steps or objective.kl_form != "gaussian"):
+    if not held and (objective.kl_steps or objective.kl_form == "mean"):
         yield (
             f"objective.kl_steps {objective.kl_steps}, kl_form {objective.kl_form}: are of a KL; "
             "set objective.kl above 0, or leave them out"

@@ -62,7 +62,8 @@ def test_values_are_yaml_and_text_stays_text(folder):
 def test_another_method_brings_its_own_parameters(tmp_path):
     base, file = tmp_path / "base.yaml", tmp_path / "file.yaml"
     base.write_text(
-        "data: {prompts: shapes/train.jsonl}\nscorers: {dino: {}}\nmethod: {name: pec, strength: 0.3}\n"
+        "data: {prompts: shapes/train.jsonl}\nscorers: {dino: {}}\n"
+        "method: {name: pec, strength: 0.3}\n"
     )
     file.write_text("base: base.yaml\nmethod: {omega: variance}\n")
     method = load(file).method
@@ -172,7 +173,8 @@ def test_null_takes_a_scorer_out(folder):
             "method.fraction: got 1, needs a number below 1",
         ),
         (
-            "--scorers.dino.weight 0 --method.name marginal_pec --method.strength auto --monitor.probe_every 0",
+            "--method.name marginal_pec --method.image_spaces [pickscore] --method.strength auto "
+            "--monitor.probe_every 0",
             "method.strength auto measures on probes; set monitor.probe_every above 0",
         ),
         ("--scorers.pikscore.weight 1", "scorers: unknown 'pikscore'; known are"),
