@@ -73,11 +73,19 @@ def _learning(recipe: Recipe, sizes: Sizes) -> dict[str, int]:
         parts["gradient sums"] = (
             sizes.trained * FLOAT32 // (shared if learner.zero_stage > 1 else 1)
         )
-    if recipe.is_forward:
-        parts["old policy"] = sizes.trained_bytes
-    if recipe.objective.kl and not recipe.model.lora_rank:
-        parts["reference policy"] = sizes.transformer
+    if recipe.is_forward:  # its float32 average, and that in the trained weights' dtype
+        parts["old policy"] = sizes.trained * FLOAT32 + (sizes.trained_bytes if master else 0)
+    original = sizes.transformer if recipe.has_kl and not recipe.model.lora_rank else 0
+    if held := original + _renewed(recipe, sizes):
+        parts["reference policy"] = held
     return parts
+
+
+def _renewed(recipe: Recipe, sizes: Sizes) -> int:
+    """A reference that is made anew beside the original, which a LoRA's base is."""
+    objective = recipe.objective
+    anew = recipe.has_kl and (objective.reference_every or objective.reference_kl)
+    return sizes.trained_bytes if anew else 0
 
 
 def _store(recipe: Recipe, sizes: Sizes) -> dict[str, int]:
@@ -95,6 +103,7 @@ def _checkpoint(recipe: Recipe, sizes: Sizes) -> int:
     master = 0 if sizes.trained_bytes == FLOAT32 * sizes.trained else FLOAT32 * sizes.trained
     state = sizes.trained_bytes + master + sizes.trained * ADAM
     policy = sizes.trained * FLOAT32 if ema else sizes.trained_bytes
-    old = sizes.trained_bytes if recipe.is_forward else 0
+    old = sizes.trained * FLOAT32 if recipe.is_forward else 0
     sketch = 8 * BUCKETS
-    return sketch + state + (sizes.trained * FLOAT32 if ema else 0) + policy + old
+    averages = (sizes.trained * FLOAT32 if ema else 0) + old + _renewed(recipe, sizes)
+    return sketch + state + policy + averages

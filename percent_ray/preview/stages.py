@@ -57,7 +57,7 @@ def guessed(recipe: Recipe, sizes: Sizes, *, tflops: float) -> Seconds:
     # The branch without gradients is drawn and replayed, and has no backward pass.
     velocities = passes * (1 + back * conditional)
     velocities += passes if recipe.is_forward else 0.0  # of the old policy
-    velocities += passes if recipe.objective.kl else 0.0  # of the reference
+    velocities += passes if recipe.has_kl else 0.0  # of the reference
     if recipe.objective.old_log_prob == "replayed" and not recipe.is_forward:
         velocities += passes * (1 - 1 / recipe.learner.updates)
     scored = recipe.perceptual.steps or steps

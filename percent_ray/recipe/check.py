@@ -198,13 +198,12 @@ def _objective(recipe: "Recipe") -> Iterator[str]:
             )
     if objective.kl_steps and not recipe.is_forward:
         yield from _kl_steps(recipe)
-    held = objective.kl or hasattr(recipe.method, "judges")  # gardo's own KL
-    if not held and (objective.kl_steps or objective.kl_form == "mean"):
+    if not recipe.has_kl and (objective.kl_steps or objective.kl_form == "mean"):
         yield (
             f"objective.kl_steps {objective.kl_steps}, kl_form {objective.kl_form}: are of a KL; "
             "set objective.kl above 0, or leave them out"
         )
-    if not held and (objective.reference_every or objective.reference_kl):
+    if not recipe.has_kl and (objective.reference_every or objective.reference_kl):
         yield (
             f"objective.reference_every {objective.reference_every}, reference_kl "
             f"{objective.reference_kl:g}: move the reference of a KL; set objective.kl above 0, or "

@@ -310,6 +310,11 @@ class Recipe(Section):
         """Whether the forward process is learned from, which has no trajectories."""
         return self.learner.process == "forward"
 
+    @property
+    def has_kl(self) -> bool:
+        """Whether a KL to the reference is taken: the objective's, or GARDO's own."""
+        return bool(self.objective.kl or self.of_method("judges"))
+
     def trained_steps(self, group_id: int) -> range:
         """The SDE steps of a group: one range for every group of a learner step, none in the
         forward process. Probe groups (negative ids) all take that of step 0, so that they can be

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from percent_ray.data.prompts import of_recipe
 from percent_ray.learn import checkpoint
 from percent_ray.models import published
 from percent_ray.models.base import family
+from percent_ray.objective.methods.gardo import Gardo
 from percent_ray.preview import memory, meta, report, sizes, stages
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.command_line import parse
@@ -104,6 +106,45 @@ def test_a_dry_run_is_right_about_a_real_run(recipe):
         policy.velocity(latents, torch.full((rows,), 0.5), condition).square().sum().backward()
 
     assert found.learn == pytest.approx(meta.peak(learn), rel=0.2)
+
+
+def test_copies_of_the_policy_are_counted(recipe):
+    """Old holds a float32 average and a copy in the trained weights' dtype, of which it writes the
+    first; a reference is the original of every weight, and the newest where it is made anew."""
+    found = sizes.measure(recipe)
+    assert found.trained_bytes == 4 * found.trained
+    half = replace(found, trained_bytes=2 * found.trained)
+
+    def kept(sizes=found, **changes):
+        changed = recipe.model_copy(
+            update={
+                part: getattr(recipe, part).model_copy(update=keys)
+                for part, keys in changes.items()
+            }
+        )
+        room = memory.estimate(changed, sizes)
+        return room.workers["process"], room.checkpoint
+
+    plain, written = kept()
+    assert not {"old policy", "reference policy"} & plain.keys()
+    forward = {"process": "forward"}
+    assert kept(learner=forward)[0]["old policy"] == 4 * found.trained
+    assert kept(learner=forward)[1] == written + 4 * found.trained
+    assert kept(half, learner=forward)[0]["old policy"] == 6 * found.trained
+    assert kept(half, learner=forward)[1] == kept(half)[1] + 4 * found.trained
+    kl, anew = {"kl": 0.1}, {"kl": 0.1, "reference_every": 5}
+    assert "reference policy" not in kept(objective=kl)[0], "a LoRA's base is the original"
+    assert kept(objective=anew)[0]["reference policy"] == found.trained_bytes
+    assert kept(objective=anew)[1] == written + found.trained_bytes
+    full = {"lora_rank": 0}
+    assert kept(objective=kl, model=full)[0]["reference policy"] == found.transformer
+    own = memory.estimate(
+        recipe.model_copy(
+            update={"method": Gardo(), "model": recipe.model.model_copy(update=full)}
+        ),
+        found,
+    )
+    assert own.workers["process"]["reference policy"] == found.transformer
 
 
 def test_a_scorer_without_a_path_has_its_kinds_own_and_no_other_folder(tmp_path, monkeypatch):
