@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,6 +23,12 @@ BASE = "base"
 Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 """Of a folder."""
 RunSeed = Annotated[int, Field(ge=0, lt=2**63)]
+OWN = {
+    "seed": "give --seeds",
+    "name": "it is ROW-SEED; give the row another name",
+    "folder": "give --folder",
+}
+"""Keys under `run` that a comparison sets for each of its runs, and what is to be done instead."""
 Kind = Literal["reference", "baseline", "paper", "ours", "control"]
 """`reference` rows are the early-stopping frontier: the same method, stopped anywhere."""
 
@@ -136,6 +142,8 @@ def load(
     with one line for each problem.
     """
     comparison, base = _read(path, settings)
+    if wrong := [*_own(comparison, path), *_own_overrides(overrides)]:
+        raise RecipeError(wrong)
     unknown = [row for row in (*rows, *comparison.quick) if row not in comparison.rows]
     if unknown:
         raise RecipeError([f"no row {', '.join(unknown)}; {path} has {', '.join(comparison.rows)}"])
@@ -183,6 +191,27 @@ def _read(path: Path, settings: Mapping[str, Any]) -> tuple[Comparison, Path]:
     except ValidationError as error:
         raise RecipeError([f"{path}: {line}" for line in explain(error)]) from None
     return comparison, path.parent / base
+
+
+def _own(comparison: Comparison, path: Path) -> Iterator[str]:
+    """A line for each key of `OWN` in a comparison's file, where it would change nothing."""
+    layers = {"recipe": comparison.recipe}
+    layers |= {f"rows.{name}.recipe": row.recipe for name, row in comparison.rows.items()}
+    for where, layer in layers.items():
+        for line in _set_by_itself(layer):
+            yield f"{path}: {where}: {line}"
+
+
+def _own_overrides(overrides: Sequence[str]) -> Iterator[str]:
+    """The same for the command line, where it would make all runs one."""
+    return _set_by_itself(recipes.parse(overrides, []))  # `recipes.load` tells what is no override
+
+
+def _set_by_itself(layer: Mapping[str, Any]) -> Iterator[str]:
+    run = layer.get("run")
+    for key, instead in OWN.items():
+        if isinstance(run, dict) and key in run:
+            yield f"run.{key} is a run's own; {instead}"
 
 
 def _no_frontier(comparison: Comparison, recipes_of: Mapping[str, Recipe]) -> str | None:

@@ -86,7 +86,7 @@ def load(
     for layer in [
         *([] if path is None else read(Path(path), problems)),
         *layers,
-        _located(_parse(overrides, problems), Path.cwd(), problems),
+        _located(parse(overrides, problems), Path.cwd(), problems),
     ]:
         tree = merge(tree, _sections(layer, tree, problems))
     if unreadable := list(_unreadable(tree)):
@@ -192,7 +192,7 @@ def read(path: Path, problems: list[str], *, is_base: bool = False) -> list[Tree
     return [*layers, _located(tree, path.resolve().parent, problems)]
 
 
-def _parse(overrides: Sequence[str], problems: list[str]) -> Tree:
+def parse(overrides: Sequence[str], problems: list[str]) -> Tree:
     """Tree of `--key value` and `--key=value`; values are YAML, but text where the key is text."""
     tree: Tree = {}
     waiting = list(overrides)

@@ -81,3 +81,32 @@ def test_a_wrong_file_is_one_line_that_names_the_row(tmp_path, keys, message):
     with pytest.raises(RecipeError, match=message) as caught:
         plans.load(changed(tmp_path, **keys))
     assert all("\n" not in problem for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("own", "instead"),
+    [
+        ({"seed": 7}, "give --seeds"),
+        ({"name": "foo"}, "another name"),
+        ({"folder": "z"}, "--folder"),
+    ],
+)
+def test_what_a_comparison_sets_itself_is_refused_wherever_it_is_given(tmp_path, own, instead):
+    [(key, value)] = own.items()
+    told = rf"run\.{key} is a run's own; .*{instead}"
+    for overrides in ([f"--run.{key}", str(value)], [f"--run={{{key}: {value}}}"]):
+        with pytest.raises(RecipeError, match=f"^{told}"):
+            fabricated.load(tmp_path, overrides)
+    rows = {**fabricated.ROWS, "slow": {**fabricated.ROWS["slow"], "recipe": {"run": own}}}
+    for keys, where in (({"recipe": {"run": own}}, "recipe"), ({"rows": rows}, "rows.slow.recipe")):
+        with pytest.raises(RecipeError, match=rf"compare\.yaml: {where}: {told}"):
+            plans.load(changed(tmp_path, **keys), quick=True)
+
+
+def test_a_base_recipe_may_have_a_name_and_a_seed(tmp_path):
+    path = fabricated.build(tmp_path)
+    base = yaml.safe_load((tmp_path / "base.yaml").read_text())
+    base["run"] |= {"name": "alone", "seed": 9}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    run = plans.load(path).recipe("pec", 2).run
+    assert (run.name, run.seed) == ("pec-2", 2)
