@@ -1,34 +1,26 @@
 """What the runs of a comparison leave behind in their folders."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from percent_ray.comparison import stored
 from percent_ray.comparison.plan import BASE, Comparison, Plan, Row
 from percent_ray.evaluation.judge import Protocol
 from percent_ray.evaluation.quality import CENTRED, SPACES
 from percent_ray.metrics import IMAGES_PER_S, STEP_S
 from percent_ray.monitor import history
 from percent_ray.recipe import load as recipes
-from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.tree import Recipe
 from percent_ray.report.rows import Curve
 
-RESULT = "evaluation.json"
-"""In a finished run's folder: the protocol, and the metrics of its checkpoints by version. That of
-the base model has the pool too, and the metrics of choosing from it ever more strictly."""
-PICTURES = "pictures.npz"
-"""The last checkpoint's pictures: `images` uint8 [P, K, 3, H, W]."""
-
-MEASURED = [2, *SPACES]
-"""What a result says that it has measured: raise the number where a measure changes its meaning."""
+DIVERGED = "the run has diverged: leave it out with --only or --seeds, or set its row's learner.lr"
+"""What is true of numbers that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ class Run:
 
     def pictures(self) -> np.ndarray:
         """Of the last checkpoint, uint8 [P, K, 3, H, W]."""
-        return _pictures(self.folder)
+        return stored.pictures(self.folder)
 
 
 @dataclass(frozen=True)
@@ -138,27 +130,31 @@ class Results:
 
     def base_pictures(self) -> np.ndarray:
         """The same prompts and noise by the model before training, uint8 [P, K, 3, H, W]."""
-        return _pictures(self.comparison.runs / BASE)
+        return stored.pictures(self.comparison.runs / BASE)
 
 
 def read(plan: Plan, table: str = "1") -> Results:
     """The results so far of the rows of one table. Those that were made or judged in another way
     than the plan's are left out: `strangers` names them. Raises ValueError where the base model has
-    not been judged."""
+    not been judged, and for a file that is damaged or has a number that is not finite."""
     comparison = plan.comparison
-    untrained = read_result(comparison.runs / BASE)
+    untrained = stored.result(comparison.runs / BASE)
     if not is_base_judged(plan):
         another = "; what is there was judged in another way" if untrained else ""
         raise ValueError(
             f"no results in {comparison.runs / BASE}; run the comparison first{another}"
         )
-    base = untrained["versions"]["0"]
+    stored.require_finite(comparison.runs / BASE, untrained, "delete it to have it judged again")
+    base = untrained["versions"][0]
+    tasks = [n for n in base if n.startswith(tuple(f"{j}/" for j in comparison.evaluation.judges))]
     runs: dict[str, list[Run]] = {}
     for row in (name for name, row in comparison.rows.items() if row.table == table):
         for seed in comparison.seeds:
             recipe = plan.recipe(row, seed)
             if judged := versions_of(recipe, comparison.evaluation):
                 folder = folder_of(recipe)
+                stored.require(folder, {"versions": judged}, tasks)
+                stored.require_finite(folder, {"versions": judged}, DIVERGED)
                 steps = history.read(folder / history.FILE)
                 runs.setdefault(row, []).append(Run(row, seed, folder, {0: base} | judged, steps))
     used = {row: _trained_on(plan.recipe(row, comparison.seeds[0])) for row in runs}
@@ -173,7 +169,7 @@ def strangers(plan: Plan) -> list[str]:
     names = [
         recipe.run.name
         for recipe in recipes_of
-        if read_result(folder_of(recipe)) and not versions_of(recipe, comparison.evaluation)
+        if stored.result(folder_of(recipe)) and not versions_of(recipe, comparison.evaluation)
     ]
     if not names:
         return []
@@ -189,7 +185,7 @@ def versions_of(recipe: Recipe, protocol: Protocol) -> dict[int, Mapping[str, fl
     folder = folder_of(recipe)
     if not (made_under(protocol, folder) and is_same(recipe)):
         return {}
-    versions = {int(version): of for version, of in read_result(folder)["versions"].items()}
+    versions = stored.result(folder)["versions"]
     return {version: of for version, of in versions.items() if version <= recipe.run.steps}
 
 
@@ -198,7 +194,11 @@ def is_base_judged(plan: Plan) -> bool:
     comparison = plan.comparison
     recipe = plan.recipe(next(iter(comparison.rows)), comparison.seeds[0])
     settings = {"pool": comparison.pool, **judged_by(recipe, comparison.evaluation)}
-    return made_under(comparison.evaluation, comparison.runs / BASE, **settings)
+    folder = comparison.runs / BASE
+    return (
+        made_under(comparison.evaluation, folder, **settings)
+        and 0 in stored.result(folder)["versions"]
+    )
 
 
 def judged_by(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
@@ -215,9 +215,17 @@ def judged_by(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
 
 
 def made_under(protocol: Protocol, folder: Path, **settings: Any) -> bool:
-    """Whether a folder has results, and of this protocol and these settings."""
+    """Whether a folder has results, and of this protocol and these settings. Raises Damaged where
+    they lack a metric that the protocol asks for."""
     wanted = {"protocol": under(protocol), **settings}
-    return wanted.items() <= read_result(folder).items()
+    found = stored.result(folder)
+    if not wanted.items() <= found.items():
+        return False
+    names = [f"quality/{name}" for name in protocol.judges]
+    names += [f"variance/{name}" for name in protocol.encoders]
+    names += [f"vendi/{name}" for name in (*protocol.encoders, *SPACES)]
+    stored.require(folder, found, names)
+    return True
 
 
 def under(protocol: Protocol) -> dict[str, Any]:
@@ -228,28 +236,12 @@ def under(protocol: Protocol) -> dict[str, Any]:
 
 def is_same(recipe: Recipe) -> bool:
     """Whether the run in the recipe's folder was made with this recipe."""
-    path = folder_of(recipe) / RECIPE_FILE
-    if not path.is_file():
-        return False
-    before = yaml.load(path.read_text(), recipes.Loader)  # maybe an older version's
-    return not recipes.differences(before, recipe.model_dump(mode="json"))
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """What is in a folder's `RESULT`; empty where there is none, or one that an earlier version has
-    measured in other spaces: it is to be judged again."""
-    path = folder / RESULT
-    result = json.loads(path.read_text()) if path.is_file() else {}
-    return result if result.get("measured") == MEASURED else {}
+    before = stored.recipe(folder_of(recipe))
+    return before is not None and not recipes.differences(before, recipe.model_dump(mode="json"))
 
 
 def folder_of(recipe: Recipe) -> Path:
     return Path(recipe.run.folder) / recipe.run.name
-
-
-def _pictures(folder: Path) -> np.ndarray:
-    with np.load(folder / PICTURES) as file:
-        return file["images"]
 
 
 def _trained_on(recipe: Recipe) -> frozenset[str]:

@@ -22,7 +22,8 @@ from ray.exceptions import RayError
 from percent_ray import files
 from percent_ray.comparison import results
 from percent_ray.comparison.plan import BASE, Comparison, Plan
-from percent_ray.comparison.results import MEASURED, PICTURES, RESULT, folder_of
+from percent_ray.comparison.results import folder_of
+from percent_ray.comparison.stored import MEASURED, PICTURES, RESULT, Damaged
 from percent_ray.evaluation.judge import Judge, Protocol
 from percent_ray.learn import checkpoint
 from percent_ray.recipe.tree import Recipe
@@ -46,10 +47,11 @@ class Job:
 
 
 def unfinished(plan: Plan) -> list[Job]:
-    """What is still to be done, the base model first."""
+    """What is still to be done, the base model first. What has a damaged result is judged again;
+    raises ValueError for a run whose recipe cannot be read: nothing says what has trained it."""
     comparison = plan.comparison
     jobs: list[Job] = []
-    if not results.is_base_judged(plan):
+    if not _is_base_judged(plan):
         recipe = plan.recipe(next(iter(comparison.rows)), comparison.seeds[0])
         jobs.append(Job(BASE, 0, comparison.runs / BASE, partial(_judge_base, recipe, comparison)))
     for seed in comparison.seeds:
@@ -137,7 +139,15 @@ def _error(ended: ray.ObjectRef) -> str | None:
 
 def is_finished(recipe: Recipe, protocol: Protocol) -> bool:
     """Whether a run was trained to its end under this recipe and judged under this protocol."""
-    return recipe.run.steps in results.versions_of(recipe, protocol)
+    with contextlib.suppress(Damaged):
+        return recipe.run.steps in results.versions_of(recipe, protocol)
+    return False
+
+
+def _is_base_judged(plan: Plan) -> bool:
+    with contextlib.suppress(Damaged):
+        return results.is_base_judged(plan)
+    return False
 
 
 def is_of_another_recipe(recipe: Recipe) -> bool:

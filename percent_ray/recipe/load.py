@@ -135,6 +135,7 @@ def moved(then: Tree, now: Tree) -> dict[str, str]:
         key: f"{key} was {before}, which is gone: taken to be what is now {after[key]}"
         for key, before in flatten(then)
         if generic(key) in PATHS
+        and isinstance(before, str)
         and isinstance(after.get(key), str)
         and before != after[key]
         and Path(before).is_absolute()

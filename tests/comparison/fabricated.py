@@ -12,7 +12,7 @@ import yaml
 from percent_ray.comparison import plan as plans
 from percent_ray.comparison import results
 from percent_ray.comparison.plan import BASE, Plan
-from percent_ray.comparison.results import MEASURED, PICTURES, RESULT
+from percent_ray.comparison.stored import MEASURED, PICTURES, RESULT
 from percent_ray.data.prompts import read_prompts
 from percent_ray.monitor.history import History
 from percent_ray.recipe import load as recipes

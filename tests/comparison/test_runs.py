@@ -15,7 +15,7 @@ import yaml
 
 from percent_ray import run
 from percent_ray.comparison import plan as plans
-from percent_ray.comparison import results, runs
+from percent_ray.comparison import results, runs, stored
 from percent_ray.learn import checkpoint
 from percent_ray.recipe import load as recipes
 from tests.end_to_end import world as worlds
@@ -149,11 +149,11 @@ def test_a_run_that_was_stopped_is_not_taken_for_finished(path, tmp_path, monkey
     runs._train_and_judge(recipe, protocol)
     assert runs.is_finished(recipe, protocol)
 
-    path = results.folder_of(recipe) / results.RESULT
+    path = results.folder_of(recipe) / stored.RESULT
     older = json.loads(path.read_text()) | {"measured": ["vae"]}
     path.write_text(json.dumps(older))
     assert not runs.is_finished(recipe, protocol), "judged in fewer spaces by an earlier version"
-    assert not results.read_result(results.folder_of(recipe))
+    assert not stored.result(results.folder_of(recipe))
 
 
 def test_a_run_of_another_recipe_is_kept_beside(path, tmp_path):
