@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from percent_ray.recipe import strict_yaml
 from percent_ray.recipe.errors import explain, generic, known_keys, short
-from percent_ray.recipe.strict_yaml import Loader as Loader
 from percent_ray.recipe.tree import Recipe
 
 Tree = dict[str, Any]
@@ -159,7 +158,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that `Loader` would read as a number."""
+    """Quotes the text that `strict_yaml` would read as a number."""
 
 
 _Dumper.add_implicit_resolver(

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from percent_ray.metrics import PROBE, REWARD, VENDI, by_space
 from percent_ray.monitor import history, probes
 from percent_ray.recipe.command_line import RECIPE_FILE
+from percent_ray.report.recipe import read as read_recipe
+from percent_ray.report.recipe import value_of
 from percent_ray.report.rows import Steps
 
 RUNS = Path("runs")
@@ -26,21 +26,15 @@ class Run:
     folder: Path
     steps: Steps
     recipe: Mapping[str, Any]
-    """As the file has it, not validated: its models may be on another machine, and its keys of an
-    earlier version."""
+    """As `report.recipe` reads it."""
     damaged: Sequence[int]
     """Numbers of the lines of the metrics file that cannot be read."""
     silent_s: float
     """Seconds since the metrics file was written."""
 
     def key(self, name: str, default: Any = None) -> Any:
-        """A dotted key of the recipe."""
-        value: Any = self.recipe
-        for part in name.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return default
-            value = value[part]
-        return value
+        """A dotted key of the recipe; the default where it is not there, or null."""
+        return value_of(self.recipe, name, default)
 
     @property
     def method(self) -> str:
@@ -49,11 +43,8 @@ class Run:
     @cached_property
     def reward(self) -> Mapping[str, float]:
         """Scorers of the reward and their weights."""
-        scorers = self.key("scorers", {})
-        if not isinstance(scorers, Mapping):
-            return {}
-        weights = {name: self.key(f"scorers.{name}.weight", 0.0) for name in scorers}
-        return {str(name): float(weight) for name, weight in weights.items() if weight}
+        weights = {n: (scorer or {}).get("weight") for n, scorer in self.key("scorers", {}).items()}
+        return {name: float(weight) for name, weight in weights.items() if weight}
 
     @property
     def reward_name(self) -> str:
@@ -82,7 +73,7 @@ class Run:
     def state(self) -> str:
         """Whether the run has ended, in words."""
         asked = self.key("run.steps")
-        if asked is None or self.trained >= int(asked):
+        if asked is None or self.trained >= asked:
             return f"{self.trained} steps"
         return (
             f"{self.trained} of {asked} steps: still going or stopped, its last line is "
@@ -202,13 +193,7 @@ def _read(folder: Path, label: str) -> Run:
         if len(damaged) > 1:
             raise ValueError(f"no line of {file} can be read, all {len(damaged)} are damaged")
         raise ValueError(f"{folder} has no metrics yet; try again after its first probe or step")
-    try:
-        recipe = yaml.safe_load((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"{folder / RECIPE_FILE} cannot be read: {line}") from None
-    if not isinstance(recipe, Mapping):
-        raise ValueError(f"{folder / RECIPE_FILE} is no recipe; it has {recipe!r:.60}")
+    recipe = read_recipe(folder / RECIPE_FILE)
     silent = max(0.0, time.time() - file.stat().st_mtime)
     return Run(label, folder, steps, recipe, damaged, silent)
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from percent_ray.report import runs
+from percent_ray.report import page, runs
 from tests.report import fabricated
 
 
@@ -48,12 +48,48 @@ def test_whatever_is_no_run_is_told_in_one_line(home):
         assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_recipe_is_told(home):
-    path = fabricated.run(home, "one")
-    for text, told in (("a: [", "cannot be read"), ("- 1", "is no recipe")):
+WRONG_RECIPES = {
+    "a: [": "not YAML: line 1",
+    "- 1": "is no recipe; it has [1]",
+    "": "is no recipe; it has None",
+    "[" * 20_000: "more than 32 levels deep",
+    "\x00": "not YAML",
+    "run: many": "run: got 'many', needs keys of its own",
+    "run: {steps: many}": "run.steps: got 'many', needs a whole number",
+    "run: {steps: [1]}": "run.steps: got [1], needs a whole number",
+    "run: {steps: .inf}": "run.steps: got inf, needs a whole number",
+    "run: {steps: true}": "run.steps: got True, needs a whole number",
+    "scorers: 3": "scorers: got 3, needs keys of its own",
+    "scorers: {eyes: big}": "scorers.eyes: got 'big', needs keys of its own",
+    "scorers: {eyes: {weight: big}}": "scorers.eyes.weight: got 'big', needs a finite number",
+    "scorers: {eyes: {weight: .nan}}": "scorers.eyes.weight: got nan, needs a finite number",
+    "method: pec": "method: got 'pec', needs keys of its own",
+    "method: [pec]": "method: got ['pec'], needs keys of its own",
+    "method: {name: [pec]}": "method.name: got ['pec'], needs text",
+    "method: {name: pec, spaces: 3}": "method.spaces: got 3, needs a list",
+    "monitor: {probe_every: often}": "monitor.probe_every: got 'often', needs a whole number",
+    "sampling: {group_size: 2.5}": "sampling.group_size: got 2.5, needs a whole number",
+}
+
+
+def test_a_damaged_recipe_is_told_with_its_file_and_key(home):
+    path = fabricated.run(home, "one", steps=1)
+    for text, told in WRONG_RECIPES.items():
         (path / "recipe.yaml").write_text(text)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=r"^one/recipe\.yaml") as caught:
             runs.read_all(["one"])
+        assert told in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_of_which_a_report_knows_little_still_has_its_page(home):
+    path = fabricated.run(home, "one")
+    for text in ("{}", "method: null\nscorers: {eyes: null, a.b: {weight: 2}}\nrun: {steps: null}"):
+        (path / "recipe.yaml").write_text(text)
+        [run] = read = runs.read_all(["one"])
+        assert (run.method, run.state) == ("unknown", "20 steps")
+        assert page.write(read, "x")
+    assert run.reward == {"a.b": 2.0}
 
 
 def test_damaged_lines_are_left_out_and_told_by_their_numbers(home):
