@@ -14,6 +14,8 @@ from percent_ray.report.rows import Row
 from percent_ray.report.runs import Run, notes
 
 PAGE = "report.html"
+BEGINS = b"<!doctype html"
+"""Every page, in letters of any size."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Figure:
 def write(runs: Sequence[Run], command: str, path: Path | None = None) -> list[str]:
     """Write the page, into the first run's folder where no path is given; lines for a terminal.
 
-    `command` is what makes it anew. Raises ValueError where the path is a folder.
+    `command` is what makes it anew. Raises ValueError where the path is a folder, has no name of a
+    page, or has another file.
     """
     path = path or runs[0].folder / PAGE
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give --to a file, such as {path / PAGE}")
+    _keep_others(path)
     shown = draw(runs)
     films, said = pictures.films(runs)
     page = render(
@@ -55,6 +57,22 @@ def write(runs: Sequence[Run], command: str, path: Path | None = None) -> list[s
     lines += [f"not drawn: {f.title}. {' '.join(f.lacks)}" for f in shown if not f.chart]
     size = path.stat().st_size / 2**20
     return [*lines, f"report: {path}  ({len(whole)} of {len(shown)} figures, {size:.1f} MiB)"]
+
+
+def _keep_others(path: Path) -> None:
+    """Raises ValueError for a path where a page would be in the place of something else."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give --to a file, such as {path / PAGE}")
+    if path.suffix.lower() != ".html":
+        raise ValueError(f"{path}: a report is a page; give --to a name such as {PAGE}")
+    if not path.exists():
+        return
+    start = b""
+    if is_file := path.is_file():
+        with path.open("rb") as file:
+            start = file.read(len(BEGINS))
+    if not is_file or start.lower() not in (BEGINS, b""):  # empty: the disk was full
+        raise ValueError(f"{path} is there and is no page of ours; give --to another name")
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:

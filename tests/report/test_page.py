@@ -202,3 +202,25 @@ def test_the_job_writes_into_the_run_and_refuses_in_one_line(job, tmp_path, monk
     code, said, _ = job("--help")
     assert not code
     assert "monitor.probe_every" in said
+
+
+def test_a_page_takes_the_place_of_no_other_file(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = fabricated.run(tmp_path / "runs", "one", steps=1)
+    (path / "notes.html").write_text("<p>mine</p>")
+    before = {file: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    for name, told in (
+        ("metrics.jsonl", "a report is a page; give --to a name such as report.html"),
+        ("new.txt", "a report is a page"),
+        ("notes.html", "is there and is no page of ours; give --to another name"),
+    ):
+        code, _, errors = job("one", "--to", f"runs/one/{name}")
+        assert (code, errors.count("\n")) == (2, 1)
+        assert f"runs/one/{name}" in errors
+        assert told in errors
+    assert before == {file: file.read_bytes() for file in path.iterdir() if file.is_file()}
+    for content in ("", "<!DOCTYPE HTML><p>before</p>"):
+        (tmp_path / "old.HTML").write_text(content)
+        assert job("one", "--to", "old.HTML")[0] == 0
+        assert "before" not in (tmp_path / "old.HTML").read_text()
+    assert job("one", "--to", "old.HTML")[0] == 0, "its own page is written anew"
