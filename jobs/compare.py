@@ -1,6 +1,7 @@
 """Compare methods: train every row over seeds, judge every checkpoint, write one report."""
 
 import argparse
+import re
 import shlex
 import sys
 import time
@@ -39,7 +40,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--only", type=_rows, default=(), help="names of rows, with commas")
     parser.add_argument("--seeds", type=_numbers, help="seeds, with commas, in place of the file's")
-    parser.add_argument("--workers", type=int, help="runs at a time, one core each")
+    parser.add_argument("--workers", type=_number, help="runs at a time, one core each")
     parser.add_argument("--folder", help="everything is written to FOLDER/NAME")
     parser.add_argument("--report", action="store_true", help="only write the report")
     return parser.parse_known_args(argv)
@@ -54,9 +55,16 @@ def _rows(text: str) -> list[str]:
 
 def _numbers(text: str) -> list[int]:
     try:
-        return [int(seed) for seed in text.split(",")]
-    except ValueError:
+        return [_number(seed.strip()) for seed in text.split(",")]
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds such as 1,2") from None
+
+
+def _number(text: str) -> int:
+    """Of plain digits: `int` would take 1_0 and the digits of other scripts, too."""
+    if not re.fullmatch("[0-9]{1,19}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number such as 2")
+    return int(text)
 
 
 def main() -> None:

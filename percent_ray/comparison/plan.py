@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from percent_ray.evaluation.aggregate import FRONTIER_POINTS
 from percent_ray.evaluation.judge import Protocol
+from percent_ray.recipe import bounds, strict_yaml
 from percent_ray.recipe import load as recipes
-from percent_ray.recipe import strict_yaml
-from percent_ray.recipe.errors import explain
+from percent_ray.recipe.errors import explain, short
 from percent_ray.recipe.load import RecipeError
 from percent_ray.recipe.section import Section
 from percent_ray.recipe.tree import Monitor, Recipe
@@ -20,8 +20,10 @@ from percent_ray.recipe.tree import Monitor, Recipe
 BASE = "base"
 """Names the model before training: a folder beside the runs', a line of the tables."""
 
-Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-"""Of a folder."""
+RowName = Annotated[bounds.Name, Field(max_length=80)]
+"""With a seed it is the name of a run."""
+LEAST_GPU = 1e-4
+"""Ray's smallest part of a card."""
 RunSeed = Annotated[int, Field(ge=0, lt=2**63)]
 OWN = {
     "seed": "give --seeds",
@@ -48,16 +50,16 @@ class Row(Section):
 
 
 class Comparison(Section):
-    name: Name
+    name: bounds.Name
     """Names its folder and its MLflow run."""
-    folder: str = "runs"
+    folder: bounds.Text = "runs"
     """Everything is written to FOLDER/NAME."""
     seeds: Annotated[tuple[RunSeed, ...], Field(min_length=1)] = (1, 2, 3)
     """Of the runs of each row, each once."""
     workers: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Runs at a time, one core each."""
     gpus: Annotated[float, Field(ge=0, le=1024)] = 0.0
-    """GPUs of one run; a fraction shares a card, 0 runs on the CPU."""
+    """GPUs of one run: a part of one, which shares the card, or whole ones; 0 is the CPU."""
     evaluation: Protocol = Protocol()
     """How checkpoints are judged."""
     pool: Annotated[int, Field(ge=0, le=100_000)] = 0
@@ -65,7 +67,7 @@ class Comparison(Section):
     training. 0 leaves it out; ten times `evaluation.images` or more is needed."""
     recipe: dict[str, Any] = {}  # noqa: RUF012 pydantic copies it
     """What all rows differ in from the base recipe."""
-    rows: dict[Name, Row]
+    rows: dict[RowName, Row]
     """By a short name."""
     quick: tuple[str, ...] = ()
     """Rows of `--quick`, with one seed."""
@@ -77,6 +79,30 @@ class Comparison(Section):
                 f"pool {self.pool} has fewer pictures than evaluation.images "
                 f"{self.evaluation.images}; set it to ten times as many, or to 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _cards_can_be_given(self) -> Self:
+        if 0 < self.gpus < LEAST_GPU:
+            raise ValueError(
+                f"gpus {self.gpus:g}: is no part of a card; set it to {LEAST_GPU:g} or more, or to "
+                "0, which is the CPU"
+            )
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(
+                f"gpus {self.gpus:g}: above 1 whole cards are given; set it to {int(self.gpus)}, "
+                f"{int(self.gpus) + 1} or a part of one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _folder_is_a_place(self) -> Self:
+        try:
+            _ = self.home
+        except RuntimeError:  # no such user of ~user
+            raise ValueError(
+                f"folder {short(self.folder)}: there is no such user; write the path without ~"
+            ) from None
         return self
 
     @model_validator(mode="after")

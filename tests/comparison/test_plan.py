@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs import compare
 from percent_ray.comparison import plan as plans
 from percent_ray.recipe.load import RecipeError
 from tests.comparison import fabricated
@@ -53,7 +54,7 @@ def test_rows_that_no_report_can_be_made_of_are_refused_before_anything_runs(tmp
         plans.load(fabricated.build(tmp_path), ["--run.checkpoint_every", "10"], quick=True)
 
 
-def changed(folder: Path, **keys) -> Path:
+def changed(folder: Path, /, **keys) -> Path:
     path = fabricated.build(folder)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | keys))
     return path
@@ -74,6 +75,13 @@ def changed(folder: Path, **keys) -> Path:
             {"evaluation": {"images": 4, "judges": ["pickscore", "geneval", "hps"]}},
             "row flow_grpo: evaluation: hps not among scorers",
         ),
+        ({"folder": ""}, "folder: got '', needs a text that is not empty"),
+        ({"folder": "~nouser/x"}, "folder '~nouser/x': there is no such user"),
+        ({"name": "n" * 300}, "name: got .*, needs at most 100 characters"),
+        ({"rows": {"r" * 300: {"label": "A"}}, "quick": []}, "needs at most 80 characters"),
+        ({"gpus": 1.5}, "gpus 1.5: above 1 whole cards are given; set it to 1, 2 or a part"),
+        ({"gpus": 1e-300}, "gpus 1e-300: is no part of a card; set it to 0.0001 or more"),
+        ({"gpus": 1e9}, "gpus: got 1000000000.0, needs at most 1024"),
         ({"pool": 3}, "pool 3 has fewer pictures than evaluation.images 4"),
     ],
 )
@@ -81,6 +89,21 @@ def test_a_wrong_file_is_one_line_that_names_the_row(tmp_path, keys, message):
     with pytest.raises(RecipeError, match=message) as caught:
         plans.load(changed(tmp_path, **keys))
     assert all("\n" not in problem for problem in caught.value.problems)
+
+
+def test_gpus_are_a_part_of_a_card_or_whole_ones(tmp_path):
+    for gpus in (0.0, 0.5, 1.0, 2.0):
+        assert plans.load(changed(tmp_path, gpus=gpus)).comparison.gpus == gpus
+
+
+def test_numbers_of_the_command_line_are_of_plain_digits():
+    arguments, _ = compare.parse(["--seeds", "1, 10", "--workers", "3"])
+    assert (arguments.seeds, arguments.workers) == ([1, 10], 3)
+    for text in ("1_0", "\uff11", "1.0", "x", "1" * 5000):
+        with pytest.raises(ValueError, match=r"--seeds: .* is no list of seeds such as 1,2"):
+            compare.parse(["--seeds", f"2,{text}"])
+        with pytest.raises(ValueError, match=r"--workers: .* is no whole number such as 2"):
+            compare.parse(["--workers", text])
 
 
 @pytest.mark.parametrize(
