@@ -14,9 +14,9 @@ from percent_ray.evaluation.quality import Judged, judge_pictures, measure
 from percent_ray.evaluation.selection import selection
 from percent_ray.models.base import best_device, family
 from percent_ray.recipe import tree
-from percent_ray.recipe.check import NO_FEATURES, NO_SCORE
 from percent_ray.recipe.discover import SCORERS
 from percent_ray.recipe.paths import locate_prompts
+from percent_ray.recipe.scorers import NO_FEATURES, NO_SCORE
 from percent_ray.recipe.section import Section
 from percent_ray.scorers.base import load_scorer
 from percent_ray.types import Prompt

@@ -15,7 +15,7 @@ from percent_ray.evaluation.judge import Protocol
 from percent_ray.evaluation.pipelines import PipelineRow
 from percent_ray.evaluation.store import stamps
 from percent_ray.recipe import load as recipes
-from percent_ray.recipe import tree
+from percent_ray.recipe import scorers, tree
 from percent_ray.recipe.errors import explain
 from percent_ray.recipe.load import RecipeError
 from percent_ray.recipe.paths import locate_pipeline
@@ -113,13 +113,17 @@ def load(path: Path, runs: Sequence[str] = (), *, newest: bool = False, **settin
     if problems:
         raise RecipeError(problems)
     contents |= {key: value for key, value in settings.items() if value is not None}
+    problems += recipes.unreadable(contents)
+    if problems:
+        raise RecipeError([f"{path}: {problem}" for problem in problems])
     try:
         evaluation = Evaluation.model_validate_json(json.dumps(contents, default=str), strict=True)
     except ValidationError as error:
         raise RecipeError([f"{path}: {line}" for line in explain(error)]) from None
     if not evaluation.scorers:
         raise RecipeError([f"{path}: no scorers; `base: FILE` takes those of another file"])
-    wrong = [*evaluation.problems(evaluation.scorers), *_unknown_workers(evaluation)]
+    wrong = [*scorers.problems(evaluation.scorers), *_workers(evaluation)]
+    wrong = wrong or list(evaluation.problems(evaluation.scorers))
     if wrong:
         raise RecipeError([f"{path}: {problem}" for problem in wrong])
     if not evaluation.judges and not evaluation.encoders:
@@ -139,10 +143,20 @@ def load(path: Path, runs: Sequence[str] = (), *, newest: bool = False, **settin
     return Plan(evaluation, tuple(rows), tuple(prompts), tuple(notes))
 
 
-def _unknown_workers(evaluation: Evaluation) -> list[str]:
-    """Keys of `judge` that no actor would be sized by."""
+TAKEN = ("draw", "reading", "default")
+"""Names of actors that are no judges, and of what `judge` says of all of them."""
+
+
+def _workers(evaluation: Evaluation) -> list[str]:
+    """Scorers that are called as other actors are, and keys of `judge` that no actor would be sized
+    by."""
     known = ("default", *evaluation.scorers)
-    return [
+    taken = [
+        f"scorers: {name!r} is the name of other actors; give it another with kind: {name}"
+        for name in TAKEN
+        if name in evaluation.scorers
+    ]
+    return taken + [
         f"judge.{name}: no such scorer; there are {', '.join(known)}"
         for name in evaluation.judge
         if name not in known

@@ -3,23 +3,17 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 from percent_ray.flow import schedule
+from percent_ray.recipe import scorers
 from percent_ray.recipe.discover import FAMILIES, SCORERS
-from percent_ray.recipe.paths import EVERY, locate, locate_pipeline, locate_prompts
+from percent_ray.recipe.paths import locate, locate_pipeline, locate_prompts
+from percent_ray.recipe.scorers import NO_FEATURES, NO_SCORE
 from percent_ray.recipe.section import METHODS
 
 if TYPE_CHECKING:
     from percent_ray.recipe.tree import Recipe
-
-NO_FEATURES = "ENCODES = False"
-"""In the module of a scorer that has no features of an image."""
-NO_SCORE = "SCORES = False"
-"""In that of one that has no score."""
-MEASURED = ("latent", "pixel", "vae")
-"""Spaces that are measured beside those of the scorers, under names of their own."""
 
 
 def problems(recipe: "Recipe") -> Iterator[str]:
@@ -27,6 +21,7 @@ def problems(recipe: "Recipe") -> Iterator[str]:
     for check in (
         _modules,
         _paths,
+        _scorers,
         _spaces,
         _kinds,
         _unread,
@@ -42,19 +37,12 @@ def problems(recipe: "Recipe") -> Iterator[str]:
 
 
 def _modules(recipe: "Recipe") -> Iterator[str]:
-    asked = [(FAMILIES, recipe.model.family, "model.family")]
-    for name, scorer in recipe.scorers.items():
-        if not re.fullmatch(r"[\w-]+", name, re.ASCII) or name in MEASURED:
-            yield (
-                f"scorers: {name!r} can be no name; give letters, digits, '_' and '-', and none of "
-                f"{', '.join(MEASURED)}, which are spaces of their own"
-            )
-            continue
-        key = f"scorers.{name}.kind" if scorer.kind else "scorers"
-        asked.append((SCORERS, recipe.kind_of(name), key))
-    for room, module, key in asked:
-        if problem := room.unknown(module, key=key):
-            yield problem
+    if problem := FAMILIES.unknown(recipe.model.family, key="model.family"):
+        yield problem
+
+
+def _scorers(recipe: "Recipe") -> Iterator[str]:
+    yield from scorers.problems(recipe.scorers)
 
 
 def _paths(recipe: "Recipe") -> Iterator[str]:
@@ -66,15 +54,6 @@ def _paths(recipe: "Recipe") -> Iterator[str]:
         ("model.path", recipe.model.path, locate_pipeline),
         ("perceptual.tiny_path", recipe.perceptual.tiny_path, locate),
     ]
-    for name, scorer in recipe.scorers.items():
-        places.append((f"scorers.{name}.path", scorer.path, partial(locate, takes=EVERY)))
-        places.append((f"scorers.{name}.color_path", scorer.color_path, locate))
-        # Not repeated: it may be the token itself.
-        if not re.fullmatch(r"([A-Z_][A-Z0-9_]*)?", scorer.token_env, re.ASCII):
-            yield (
-                f"scorers.{name}.token_env: no name of an environment variable; give one of "
-                "capitals, digits and '_', such as JUDGE_TOKEN"
-            )
     for key, path, find in places:
         try:
             if path:

@@ -88,8 +88,8 @@ def load(
         _located(parse(overrides, problems), Path.cwd(), problems),
     ]:
         tree = merge(tree, _sections(layer, tree, problems))
-    if unreadable := list(_unreadable(tree)):
-        raise RecipeError([*problems, *unreadable])
+    if texts := list(unreadable(tree)):
+        raise RecipeError([*problems, *texts])
     if isinstance(tree["scorers"], dict):
         tree["scorers"] = {k: v for k, v in tree["scorers"].items() if v is not None}
     try:
@@ -267,12 +267,13 @@ def _sections(layer: Tree, tree: Tree, problems: list[str], prefix: str = "") ->
     return kept
 
 
-def _unreadable(tree: Tree) -> Iterator[str]:
+def unreadable(tree: Tree) -> Iterator[str]:
     """Texts that no file, terminal or server takes."""
     for key, value in flatten(tree):
         for text in (*(value if isinstance(value, list) else [value]), key):
             if isinstance(text, str) and _CONTROL.search(text):
-                yield f"{key}: {short(text)} has characters that are no text; take them out"
+                where = short(key) if _CONTROL.search(key) else key
+                yield f"{where}: {short(text)} has characters that are no text; take them out"
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")

@@ -19,6 +19,8 @@ from percent_ray.scorers import state_file
 from percent_ray.scorers.base import Report, pixel_values
 from percent_ray.types import Prompt
 
+HAS_DEFAULT = False
+
 PART: Final = "aesthetic head"
 FILE: Final = "aesthetic_predictor_v2_5.pth"
 SIGLIP: Final = "google/siglip-so400m-patch14-384"

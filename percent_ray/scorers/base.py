@@ -7,7 +7,8 @@ where left out the scorer's own name):
 
 A kind that needs more takes keys of the recipe beside it, by their names (`OF_SOME`). One
 that has no features of an image says so in a line `ENCODES = False`, and one that has no score in
-`SCORES = False`: a recipe that asks for it is refused at once.
+`SCORES = False`: a recipe that asks for it is refused at once. One behind a server has a line
+`SERVED = True`, and one whose path has to be set `HAS_DEFAULT = False`.
 
 `path` is a folder, a hub id, a name of the embedded world such as `shapes/pickscore`, a weights
 file or a URL: the kind refuses what it does not take (`recipe.paths.locate`). Empty stands for the

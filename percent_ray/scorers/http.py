@@ -19,6 +19,7 @@ from percent_ray.scorers.remote import Server, encoded, number
 from percent_ray.types import Prompt
 
 ENCODES = False
+SERVED = True
 
 
 def load(path: str, *, token_env: str, timeout_s: float, device: torch.device) -> "Http":

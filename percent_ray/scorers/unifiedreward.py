@@ -21,6 +21,7 @@ from percent_ray.scorers.remote import Server, encoded
 from percent_ray.types import Prompt
 
 ENCODES = False
+SERVED = True
 
 DEFAULT = "UnifiedReward"
 """What the model is called at the server."""

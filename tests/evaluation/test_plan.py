@@ -89,3 +89,37 @@ def test_shipped_files_load(path):
     plan = plans.load(path)
     assert plan.rows
     assert plan.prompts
+
+
+SCORERS = [
+    ('"../../evil": {kind: clip}', "'../../evil' can be no name"),
+    ('"": {kind: clip}', "'' can be no name"),
+    ("vae: {kind: clip}", "'vae' can be no name"),
+    ("vae_centred: {kind: clip}", "'vae_centred' can be no name"),
+    (f"{'a' * 101}: {{kind: clip}}", "can be no name"),
+    ("draw: {kind: clip}", "'draw' is the name of other actors"),
+    ("mine: {kind: nobody}", "scorers.mine.kind: unknown 'nobody'; known are aesthetic, "),
+    ("mine: {kind: os}", "scorers.mine.kind: unknown 'os'"),
+    ("nobody: {}", "scorers: unknown 'nobody'"),
+    ("clip: {path: none}", "scorers.clip.path: no folder none"),
+    ("clip: {path: /nonexist}", "scorers.clip.path: no folder /nonexist"),
+    ("geneval: {color_path: /nonexist}", "scorers.geneval.color_path: no folder /nonexist"),
+    ("mine: {kind: http}", "scorers.mine.path: a http has no default; set it to the URL"),
+    ("mine: {kind: http, path: owner/name}", "scorers.mine.path: owner/name is a hub id; give a "),
+    ("aesthetic: {}", "scorers.aesthetic.path: a aesthetic has no default; set it to its file"),
+    ("mine: {kind: http, path: 'http://u:pw@h'}", "a URL that holds a user name or password"),
+    ("mine: {kind: http, path: 'http://h', token_env: sk-pw}", "no name of an environment var"),
+    ('"a\\nb": {kind: clip}', "has characters that are no text"),
+]
+
+
+@pytest.mark.parametrize(("scorer", "words"), SCORERS, ids=[words for _, words in SCORERS])
+def test_a_scorer_is_checked_before_anything_starts(tmp_path, scorer, words):
+    asked = f"scorers: {{{scorer}}}\nrows: [{{pipeline: shapes/sd3}}]"
+    with pytest.raises(RecipeError) as caught:
+        plans.load(written(tmp_path, asked))
+    [line] = caught.value.problems
+    assert words in line
+    assert "\n" not in line
+    assert "pw" not in line
+    assert not (tmp_path.parent / "evil").exists()
