@@ -90,7 +90,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple["Results", list[str]]:
     )
     for note in chosen.notes:
         print(note)
-    store = Store(Path(chosen.evaluation.folder))
+    store = Store(Path(chosen.evaluation.folder), images=chosen.evaluation.images)
     with store.writing():
         claim(chosen, store)
         failed = [] if arguments.report else draw_and_judge(chosen, store)
@@ -110,7 +110,7 @@ def claim(chosen: "Plan", store: "Store") -> None:
         place = store.row(row.name)
         place.claim(row.label, row.identity())
         for name, settings in chosen.scorers.items():
-            asked = {"reports": name in evaluation.judges, "encodes": name in evaluation.encoders}
+            asked = chosen.asked[name]._asdict()
             kept = settings.model_dump(include={"kind", "path", "color_path", "served_model"})
             place.claim_judge(name, {**kept, **asked, "files": stamps(settings.path)})
 

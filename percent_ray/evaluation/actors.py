@@ -11,7 +11,7 @@ from percent_ray.evaluation.checkpoints import Checkpoint, Loader
 from percent_ray.evaluation.generate import Pictures, Source
 from percent_ray.evaluation.pipelines import PipelineSource
 from percent_ray.evaluation.plan import Row
-from percent_ray.evaluation.quality import LATENT, Judgement, judgement, of_latents
+from percent_ray.evaluation.quality import LATENT, Asked, Judgement, judgement, of_latents
 from percent_ray.models.base import best_device
 from percent_ray.recipe import tree
 from percent_ray.recipe.errors import first_line
@@ -85,17 +85,17 @@ class Drawer:
 class Judging:
     """One scorer, asked for its reports, its features or both."""
 
-    def __init__(self, name: str, settings: tree.Scorer, *, reports: bool, encodes: bool) -> None:
+    def __init__(self, name: str, settings: tree.Scorer, asked: Asked) -> None:
         self._name = name
         self._settings = settings
-        self._asked = {"reports": reports, "encodes": encodes}
+        self._asked = asked
         self._scorer: Checked | None = None
 
     def ready(self, prompt: Prompt) -> str:
         """Load it and try it on a grey picture; what was loaded. Raises ValueError, in one line."""
         scorer = load_scorer(self._name, self._settings, device=best_device())
-        scores, encodes = self._asked["reports"], self._asked["encodes"]
-        try_out(scorer, prompt, scores=scores, encodes=encodes, size=SIZE)
+        asked = self._asked
+        try_out(scorer, prompt, scores=asked.reports, encodes=asked.encodes, size=SIZE)
         self._scorer = scorer
         return scorer.describe()
 
@@ -105,4 +105,4 @@ class Judging:
             self.ready(prompt)
         assert self._scorer is not None
         images = torch.from_numpy(pixels.copy())  # what comes from the object store is read-only
-        return judgement(self._scorer, Pictures(prompt, images), **self._asked)
+        return judgement(self._scorer, Pictures(prompt, images), self._asked)

@@ -84,12 +84,7 @@ class Engine:
         self._drawers = _pool(Drawer, {}, sizes[DRAW], DRAW, evaluation.timeout_s)
         self._judges: dict[str, Pool] = {}
         for name, settings in plan.scorers.items():
-            arguments = {
-                "name": name,
-                "settings": settings,
-                "reports": name in evaluation.judges,
-                "encodes": name in evaluation.encoders,
-            }
+            arguments = {"name": name, "settings": settings, "asked": plan.asked[name]}
             self._judges[name] = _pool(Judging, arguments, sizes[name], name, evaluation.timeout_s)
         most = max((pool.workers for pool in self._judges.values()), default=0)
         self._room = asyncio.Semaphore(INFLIGHT * (self._drawers.workers + most))

@@ -13,6 +13,7 @@ from percent_ray.evaluation import checkpoints
 from percent_ray.evaluation.checkpoints import Checkpoint, CheckpointRow
 from percent_ray.evaluation.judge import Protocol
 from percent_ray.evaluation.pipelines import PipelineRow
+from percent_ray.evaluation.quality import Asked
 from percent_ray.evaluation.store import stamps
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe import scorers, tree
@@ -96,6 +97,12 @@ class Plan:
         """Those that are asked, in the order of the judges."""
         names = dict.fromkeys((*self.evaluation.judges, *self.evaluation.encoders))
         return {name: self.evaluation.scorers[name] for name in names}
+
+    @property
+    def asked(self) -> dict[str, Asked]:
+        """What each of them is asked."""
+        judges, encoders = self.evaluation.judges, self.evaluation.encoders
+        return {name: Asked(name in judges, name in encoders) for name in self.scorers}
 
 
 def load(path: Path, runs: Sequence[str] = (), *, newest: bool = False, **settings: Any) -> Plan:

@@ -7,6 +7,7 @@ for diversity: the K pictures of one prompt, then the mean over prompts.
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -23,6 +24,13 @@ CENTRED = "vae_centred"
 every one, raises every cosine in `LATENT` and none here."""
 SPACES = (LATENT, CENTRED)
 """Of diversity, beside those of the encoders."""
+
+
+class Asked(NamedTuple):
+    """What a scorer is asked of pictures."""
+
+    reports: bool
+    encodes: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +65,42 @@ class Judged:
         )
 
 
-def judgement(scorer: Scorer, pictures: Pictures, *, reports: bool, encodes: bool) -> Judgement:
-    """What one scorer says of pictures: its report, its features, or both.
-
-    Raises ValueError for values that are not finite and for features of length 0, which have no
-    direction.
-    """
+def judgement(scorer: Scorer, pictures: Pictures, asked: Asked) -> Judgement:
+    """What one scorer says of pictures. Raises ValueError as `check` does."""
     prompts = [pictures.prompt] * len(pictures.images)
-    report = scorer.report(pictures.images, prompts) if reports else None
-    features = scorer.encode(pictures.images) if encodes else None
-    if report is not None and (bad := int((~report.values.isfinite()).sum())):
-        raise ValueError(f"{bad} of {len(prompts)} scores are not finite")
-    if features is not None:
-        lengths = features.double().norm(dim=1)
+    said = Judgement(
+        scorer.report(pictures.images, prompts) if asked.reports else None,
+        scorer.encode(pictures.images) if asked.encodes else None,
+    )
+    check(said, asked, images=len(prompts))
+    return said
+
+
+def check(said: Judgement, asked: Asked, *, images: int) -> None:
+    """Raises ValueError where a scorer has not said what it was asked, for another number of values
+    or vectors than pictures, for those that are not finite, and for vectors of length 0, which have
+    no direction."""
+    for name, wanted, found in (
+        ("scores", asked.reports, said.report),
+        ("features", asked.encodes, said.features),
+    ):
+        if wanted and found is None:
+            raise ValueError(f"no {name}")
+    if said.report is not None:
+        for name, values in {"scores": said.report.values, **said.report.failures}.items():
+            if values.shape != (images,):
+                raise ValueError(f"{name}: {list(values.shape)} for {images} pictures")
+            if bad := int((~values.isfinite()).sum()):
+                raise ValueError(f"{bad} of {images} {name} are not finite")
+        if said.report.tasks is not None and len(said.report.tasks) != images:
+            raise ValueError(f"{len(said.report.tasks)} tasks for {images} pictures")
+    if said.features is not None:
+        shape = list(said.features.shape)
+        if len(shape) != 2 or shape[0] != images or not shape[1]:
+            raise ValueError(f"features: {shape} for {images} pictures")
+        lengths = said.features.double().norm(dim=1)
         if bad := int((~(lengths.isfinite() & (lengths > 0))).sum()):
-            raise ValueError(f"{bad} of {len(prompts)} feature vectors are 0 or not finite")
-    return Judgement(report, features)
+            raise ValueError(f"{bad} of {images} feature vectors are 0 or not finite")
 
 
 def of_latents(pictures: Pictures) -> dict[str, Judgement]:
@@ -88,7 +116,7 @@ def judge_pictures(
     """Every judge's and encoder's word on the pictures of each prompt."""
     for made in pictures:
         asked = {
-            name: judgement(scorer, made, reports=name in judges, encodes=name in encoders)
+            name: judgement(scorer, made, Asked(name in judges, name in encoders))
             for name, scorer in {**judges, **encoders}.items()
         }
         yield Judged.of(asked | of_latents(made))

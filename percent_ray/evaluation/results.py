@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from percent_ray.evaluation.plan import Plan
-from percent_ray.evaluation.quality import LATENT, by_prompt
+from percent_ray.evaluation.quality import LATENT, Asked, by_prompt
 from percent_ray.evaluation.statistics import ByPrompt, differences, estimates
 from percent_ray.evaluation.store import Store
 from percent_ray.evaluation.tables import Measured, Table, failure_tables, main_table, task_tables
@@ -65,13 +65,13 @@ def collect(plan: Plan, store: Store, *, tell: Callable[[str], None]) -> Results
     for row in plan.rows:
         tell(row.label)
         place, count = store.row(row.name), len(plan.prompts)
-        judged = place.judged([*plan.scorers, LATENT], count)
+        judged = place.judged({**plan.asked, LATENT: Asked(reports=False, encodes=True)}, count)
         numbers[row.label] = by_prompt(judged)
-        for name in plan.scorers:
+        for name, asked in plan.asked.items():
             there = [n for n in range(count) if place.has(name, n)]
             if len(there) < count:
                 missing.append(f"{row.label}: {name} has judged {len(there)} of {count} prompts")
-            if there and name not in units and (report := place.get(name, there[0]).report):
+            if there and name not in units and (report := place.get(name, there[0], asked).report):
                 units[name] = report.unit
     labels = [row.label for row in plan.rows if numbers[row.label]]
     against = plan.evaluation.against or next(iter(labels), "")

@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from percent_ray import files
-from percent_ray.evaluation.quality import Judged, Judgement
+from percent_ray.data.prompts import read_prompts
+from percent_ray.evaluation.quality import Asked, Judged, Judgement, check
+from percent_ray.recipe.errors import first_line, short
 from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt
 
@@ -39,8 +42,10 @@ VALUES, FEATURES, FAILED = "values", "features", "failed "
 class Store:
     """The folder of one evaluation."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, images: int) -> None:
+        """`images` are the pictures of a prompt."""
         self.folder = folder
+        self._images = images
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -64,14 +69,16 @@ class Store:
         lines = [json.dumps({"prompt": p.text, **(p.metadata or {})}) for p in prompts]
         text = "\n".join(lines) + "\n"
         path = self.folder / "prompts.jsonl"
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
+        if path.is_file() and path.read_bytes() != text.encode():
+            with _whole(path, same=True):
+                read_prompts(path)
             raise ValueError(f"{self.folder} has an evaluation of other prompts; set --folder")
         _claim(self.folder / "protocol.json", {"format": FORMAT, **protocol})
         files.write(path, text)
 
     def row(self, name: str) -> "RowStore":
         """Of the row whose folder has that name."""
-        return RowStore(self.folder / "rows" / name)
+        return RowStore(self.folder / "rows" / name, self._images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,8 @@ class RowStore:
     """The folder of one row."""
 
     folder: Path
+    images: int
+    """Pictures of a prompt."""
 
     def claim(self, label: str, identity: Mapping[str, Any]) -> None:
         """Raises ValueError where the folder's row is another, by what its pictures depend on."""
@@ -90,7 +99,7 @@ class RowStore:
 
     def has(self, judge: str, number: int) -> bool:
         """Whether a judge's word on the pictures of prompt `number` is there."""
-        return self._judged(judge, number).is_file()
+        return self.judged_file(judge, number).is_file()
 
     def put(self, judge: str, number: int, said: Judgement) -> None:
         """Keep a judge's word."""
@@ -102,33 +111,21 @@ class RowStore:
             tensors |= {f"{FAILED}{name}": v for name, v in said.report.failures.items()}
         if said.features is not None:
             tensors[FEATURES] = said.features.float().contiguous()
-        files.write(self._judged(judge, number), save(tensors, metadata=about))
+        files.write(self.judged_file(judge, number), save(tensors, metadata=about))
 
-    def get(self, judge: str, number: int) -> Judgement:
-        """A judge's word. Raises ValueError that names a damaged file."""
-        path = self._judged(judge, number)
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run this again") from None
-        report = None
-        if VALUES in tensors:
-            tasks = json.loads(about["tasks"])
-            failures = {
-                name.removeprefix(FAILED): value
-                for name, value in tensors.items()
-                if name.startswith(FAILED)
-            }
-            report = Report(
-                tensors[VALUES], about["unit"], tuple(tasks) if tasks else None, failures
-            )
-        return Judgement(report, tensors.get(FEATURES))
+    def get(self, judge: str, number: int, asked: Asked) -> Judgement:
+        """A judge's word. Raises ValueError that names a file that is damaged, or does not hold
+        what was asked."""
+        path = self.judged_file(judge, number)
+        with _whole(path):
+            said = _read(path)
+            check(said, asked, images=self.images)
+        return said
 
-    def judged(self, judges: Sequence[str], prompts: int) -> "JudgedPrompts":
-        """What is there of all prompts, in order, read as it is gone through."""
-        return JudgedPrompts(self, tuple(judges), prompts)
+    def judged(self, judges: Mapping[str, Asked], prompts: int) -> "JudgedPrompts":
+        """What is there of all prompts, in order, read as it is gone through. `judges` by name,
+        with what they were asked."""
+        return JudgedPrompts(self, judges, prompts)
 
     def pictures(self, number: int) -> list[Path]:
         """The kept pictures of a prompt, in order; empty where they were not kept."""
@@ -151,7 +148,8 @@ class RowStore:
     def put_strip(self, number: int, contents: bytes) -> None:
         files.write(self.strip(number), contents)
 
-    def _judged(self, judge: str, number: int) -> Path:
+    def judged_file(self, judge: str, number: int) -> Path:
+        """Of a judge's word on the pictures of prompt `number`."""
         return self.folder / "judged" / judge / f"{number:05d}.safetensors"
 
     def _pictures(self, number: int) -> Path:
@@ -164,16 +162,28 @@ class JudgedPrompts:
     not said of a prompt is left out of that prompt's."""
 
     store: RowStore
-    judges: tuple[str, ...]
+    judges: Mapping[str, Asked]
     prompts: int
 
     def __len__(self) -> int:
         return self.prompts
 
     def __iter__(self) -> Iterator[Judged]:
+        first: dict[str, tuple[int, Path]] = {}
         for number in range(self.prompts):
-            there = [name for name in self.judges if self.store.has(name, number)]
-            yield Judged.of({name: self.store.get(name, number) for name in there})
+            there = {n: asked for n, asked in self.judges.items() if self.store.has(n, number)}
+            said = {name: self.store.get(name, number, asked) for name, asked in there.items()}
+            for name, judgement in said.items():
+                if judgement.features is None:
+                    continue
+                path, width = self.store.judged_file(name, number), judgement.features.shape[1]
+                before, other = first.setdefault(name, (width, path))
+                if width != before:
+                    raise ValueError(
+                        f"{path} or {other} is damaged (features of length {width} and {before}); "
+                        "delete both and run this again"
+                    )
+            yield Judged.of(said)
 
     def __contains__(self, item: object) -> bool:
         return any(item is judged for judged in self)
@@ -184,7 +194,11 @@ def _claim(path: Path, wanted: Mapping[str, Any]) -> None:
     if not path.is_file():
         files.write(path, json.dumps(wanted, indent=1))
         return
-    then, now = json.loads(path.read_text()), json.loads(json.dumps(wanted))
+    with _whole(path, same=True):
+        then = json.loads(path.read_bytes().decode())
+        if not isinstance(then, dict):
+            raise ValueError(f"holds {short(then)}, needs an object")
+    now = json.loads(json.dumps(wanted))
     if then == now:
         return
     keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
@@ -193,6 +207,46 @@ def _claim(path: Path, wanted: Mapping[str, Any]) -> None:
         f"{path.parent} is of another evaluation: {', '.join(keys)} was {_short(was)}, now "
         f"{_short(now)}; set --folder to another one, or delete {path.parent}"
     )
+
+
+@contextmanager
+def _whole(path: Path, *, same: bool = False) -> Iterator[None]:
+    """Inside, whatever cannot be read of a file becomes a ValueError in one line with the remedy.
+    `same`: with the file goes what it says of those beside it."""
+    try:
+        yield
+    except (ValueError, SafetensorError, RecursionError) as error:
+        again = " with the same settings" if same else ""
+        why = first_line(error).removeprefix(f"{path}:").strip()
+        if isinstance(error, RecursionError):
+            why = "too many levels"
+        if not path.stat().st_size:
+            why = "empty"
+        raise ValueError(
+            f"{path} is damaged ({why}); delete it and run this again{again}"
+        ) from None
+
+
+def _read(path: Path) -> Judgement:
+    """A judge's file. Raises ValueError and SafetensorError."""
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {tensor.dtype}, needs torch.float32")
+    if VALUES not in tensors:
+        return Judgement(None, tensors.get(FEATURES))
+    if missing := {"unit", "tasks"} - about.keys():
+        raise ValueError(f"no {' and no '.join(sorted(missing))} of the values")
+    tasks = json.loads(about["tasks"])
+    if tasks is not None and not (
+        isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)
+    ):
+        raise ValueError(f"tasks are {short(tasks)}, need names or null")
+    failures = {n.removeprefix(FAILED): v for n, v in tensors.items() if n.startswith(FAILED)}
+    report = Report(tensors[VALUES], about["unit"], tuple(tasks) if tasks else None, failures)
+    return Judgement(report, tensors.get(FEATURES))
 
 
 def _short(values: Mapping[str, Any], most: int = 120) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from percent_ray.recipe.discover import SCORERS
 from percent_ray.recipe.errors import short
-from percent_ray.recipe.paths import EVERY, locate
+from percent_ray.recipe.paths import DIFFUSERS, EVERY, Place, locate
 
 if TYPE_CHECKING:
     from percent_ray.recipe.tree import Scorer
@@ -55,12 +55,13 @@ def _places(name: str, scorer: "Scorer") -> Iterator[str]:
         yield f"scorers.{name}.path: a {kind} has no default; set it to the URL of its server"
     elif known and SCORERS.has(kind, NO_DEFAULT) and not scorer.path:
         yield f"scorers.{name}.path: a {kind} has no default; set it to its file or folder"
-    for key, path, takes in (
-        ("path", scorer.path, ("URL",) if served else EVERY),
-        ("color_path", scorer.color_path, ("folder", "hub id")),
+    takes: tuple[Place, ...] = ("URL",) if served else EVERY
+    for key, path, kinds in (
+        ("path", scorer.path, takes),
+        ("color_path", scorer.color_path, DIFFUSERS),
     ):
         try:
             if path:
-                locate(path, takes=takes)
+                locate(path, takes=kinds)
         except ValueError as error:
             yield f"scorers.{name}.{key}: {error}"
