@@ -53,7 +53,7 @@ def prompts_of(folder: Path, count: int) -> str:
 
 def evaluate(plan: Plan) -> float:
     """Seconds of drawing and judging what is not on disk, without the start."""
-    store = Store(Path(plan.evaluation.folder), images=plan.evaluation.images)
+    store = Store(plan.evaluation.home, images=plan.evaluation.images)
     with cluster(plan, store) as engine:
 
         async def work() -> float:

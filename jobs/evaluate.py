@@ -90,7 +90,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple["Results", list[str]]:
     )
     for note in chosen.notes:
         print(note)
-    store = Store(Path(chosen.evaluation.folder), images=chosen.evaluation.images)
+    store = Store(chosen.evaluation.home, images=chosen.evaluation.images)
     with store.writing():
         claim(chosen, store)
         failed = [] if arguments.report else draw_and_judge(chosen, store)

@@ -7,34 +7,36 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from percent_ray.evaluation.generate import PolicySource
 from percent_ray.evaluation.store import stamps
 from percent_ray.export.source import read
 from percent_ray.learn import checkpoint
 from percent_ray.models.base import Decoder, Policy, family
+from percent_ray.recipe import bounds, tree
 from percent_ray.recipe import load as recipes
-from percent_ray.recipe import tree
 from percent_ray.recipe.section import Section
 
 LAST, ALL = "last", "all"
 """What may stand after RUN@, beside a step."""
 
+Place = Annotated[str, Field(max_length=1000)]
+
 
 class CheckpointRow(Section):
     """A checkpoint of a run, or a model before training."""
 
-    run: str = ""
+    run: Place = ""
     """RUN@STEP of a run's folder, or of its name in runs/; @0 is the model before training. The
     last checkpoint where there is no @."""
-    recipe: str = ""
+    recipe: Place = ""
     """In the place of a run, a recipe file: the model that it starts from."""
-    steps: PositiveInt | None = None
+    steps: bounds.Steps | None = None
     """Of the ODE; the evaluation's where not set."""
-    guidance: Annotated[float, Field(ge=1)] | None = None
+    guidance: bounds.Guidance | None = None
     """The run's own where not set."""
-    batch_size: PositiveInt | None = None
+    batch_size: bounds.Batch | None = None
     """Pictures in one call of the model; the run's own where not set."""
 
     @model_validator(mode="after")

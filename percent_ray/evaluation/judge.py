@@ -13,7 +13,7 @@ from percent_ray.evaluation.generate import Pictures, PolicySource
 from percent_ray.evaluation.quality import Judged, judge_pictures, measure
 from percent_ray.evaluation.selection import selection
 from percent_ray.models.base import best_device, family
-from percent_ray.recipe import tree
+from percent_ray.recipe import bounds, tree
 from percent_ray.recipe.discover import SCORERS
 from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.scorers import NO_FEATURES, NO_SCORE
@@ -31,7 +31,7 @@ class Protocol(Section):
     """Prompts, .txt or .jsonl."""
     images: Annotated[int, Field(ge=2, le=10_000)] = 30
     """Pictures of a prompt."""
-    steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    steps: bounds.Steps = 10
     """ODE steps."""
     seed: Seed = 2026
     """Of the noise, whatever a run's seed is."""

@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import torch
 from jaxtyping import UInt8
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from percent_ray.evaluation.generate import Pictures
 from percent_ray.flow import noise
 from percent_ray.models import hub, pretrained, weights
+from percent_ray.recipe import bounds
 from percent_ray.recipe.errors import first_line
-from percent_ray.recipe.paths import locate
+from percent_ray.recipe.paths import expanded, locate, locate_pipeline
 from percent_ray.recipe.section import Section
 from percent_ray.types import Prompt
 
@@ -40,27 +41,39 @@ LORA = "row"
 class PipelineRow(Section):
     """A pipeline, maybe with a LoRA."""
 
-    pipeline: str
+    pipeline: bounds.Text
     """Folder or hub id."""
-    lora: str = ""
+    lora: Annotated[str, Field(max_length=1000)] = ""
     """A safetensors file of a LoRA, or the folder that `save_lora_weights` has written."""
-    lora_scale: float = 1.0
-    """Of the LoRA's weights."""
-    components: dict[str, str] = {}  # noqa: RUF012 pydantic copies it
+    lora_scale: Annotated[float, Field(ge=-100, le=100)] = 1.0
+    """Of the LoRA's weights; a slider's may be negative."""
+    components: dict[str, bounds.Text] = {}  # noqa: RUF012 pydantic copies it
     """Folders or hub ids of components that the pipeline's folder has not: HiDream's text_encoder_4
     and tokenizer_4 are Llama's."""
-    steps: PositiveInt | None = None
+    steps: bounds.Steps | None = None
     """The pipeline's own default where not set; so are the next two."""
-    guidance: Annotated[float, Field(ge=0)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=100)] | None = None
     """guidance_scale, or true_cfg_scale of a class that has only that (Qwen-Image)."""
-    resolution: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    resolution: bounds.Pixels | tuple[bounds.Pixels, bounds.Pixels] | None = None
     """Of the pictures, in pixels: both sides, or [height, width]."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of all weights."""
-    batch_size: PositiveInt = 4
+    batch_size: bounds.Batch = 4
     """Pictures in one call."""
     arguments: dict[str, Any] = {}  # noqa: RUF012
     """More arguments of the pipeline's call, such as negative_prompt or max_sequence_length."""
+
+
+def find(row: PipelineRow) -> None:
+    """Raises ValueError, in one line, where a folder or file of a row is not there."""
+    locate_pipeline(row.pipeline)
+    for name, path in row.components.items():
+        try:
+            locate(path)
+        except ValueError as error:
+            raise ValueError(f"components.{name}: {error}") from None
+    if row.lora:
+        _lora_file(row.lora)
 
 
 class PipelineSource:
@@ -257,23 +270,31 @@ def _component(library: str | None, name: str | None) -> Any:
         ) from None
 
 
+def _lora_file(path: str) -> Path:
+    place = expanded(path)
+    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
+    if len(files) != 1 or files[0].suffix != ".safetensors":
+        raise ValueError(
+            f"lora: {place} has {len(files)} safetensors files, needs one; give a file of a LoRA, "
+            "or its folder"
+        )
+    return files[0]
+
+
 def _add_lora(pipe: Any, row: PipelineRow) -> int:
     """Load a row's LoRA; the number of layers that it is on."""
     from safetensors import safe_open
 
-    place = Path(row.lora).expanduser()
-    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
-    if len(files) != 1 or files[0].suffix != ".safetensors":
-        raise ValueError(f"lora: {place} has {len(files)} safetensors files, needs one")
+    file = _lora_file(row.lora)
     if not hasattr(pipe, "load_lora_weights"):
         raise ValueError(f"lora: {type(pipe).__name__} takes none")
-    with safe_open(files[0], framework="pt") as file:
-        names = list(file.keys())
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
     asked = sum(".lora_A." in name or ".lora_down." in name for name in names)
     try:
-        pipe.load_lora_weights(str(files[0].parent), weight_name=files[0].name, adapter_name=LORA)
+        pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=LORA)
     except Exception as error:
-        raise ValueError(f"lora: {files[0]}: {first_line(error)}; give one of this model") from None
+        raise ValueError(f"lora: {file}: {first_line(error)}; give one of this model") from None
     found = sum(
         name.endswith(f".lora_A.{LORA}.weight")
         for module in pipe.components.values()
@@ -283,7 +304,7 @@ def _add_lora(pipe: Any, row: PipelineRow) -> int:
     split = any(".lora_down." in name for name in names)  # may have q, k and v in one
     if not found or (found != asked and not split):
         raise ValueError(
-            f"lora: {files[0]} is for {asked} layers and {found} of {type(pipe).__name__} took it; "
+            f"lora: {file} is for {asked} layers and {found} of {type(pipe).__name__} took it; "
             "give a LoRA of this model"
         )
     pipe.set_adapters([LORA], [row.lora_scale])

@@ -7,31 +7,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import ValidationError, field_validator
 
-from percent_ray.evaluation import checkpoints
+from percent_ray.evaluation import checkpoints, pipelines
 from percent_ray.evaluation.checkpoints import Checkpoint, CheckpointRow
 from percent_ray.evaluation.judge import Protocol
 from percent_ray.evaluation.pipelines import PipelineRow
 from percent_ray.evaluation.quality import Asked
 from percent_ray.evaluation.store import stamps
+from percent_ray.recipe import bounds, check, scorers, tree
 from percent_ray.recipe import load as recipes
-from percent_ray.recipe import scorers, tree
-from percent_ray.recipe.errors import explain
+from percent_ray.recipe.errors import explain, first_line, short
 from percent_ray.recipe.load import RecipeError
-from percent_ray.recipe.paths import locate_pipeline
+from percent_ray.recipe.paths import expanded
 from percent_ray.recipe.secret import Uri
 from percent_ray.recipe.section import Section
 from percent_ray.types import Prompt
+
+LONGEST = 120
+"""Characters of a row's label, which heads lines of tables and pages."""
 
 
 class Workers(Section):
     """Actors that do one thing."""
 
-    workers: PositiveInt | None = None
+    workers: bounds.Workers | None = None
     """Where not set: one; with GPUs one that draws for each of them, and one of a judge for every
     eight."""
-    gpus: NonNegativeFloat | None = None
+    gpus: bounds.Amount | None = None
     """GPUs of one of them. Where not set: none; with GPUs those that draw have half of one each,
     and the judges share the other half of one."""
 
@@ -39,7 +42,7 @@ class Workers(Section):
 class Evaluation(Protocol):
     """A file of `jobs/evaluate.py`, beside its `rows`."""
 
-    folder: str = "runs/evaluation"
+    folder: bounds.Text = "runs/evaluation"
     """Where everything is written."""
     against: str = ""
     """Label of the row that the others are tested against; the first one where empty."""
@@ -49,12 +52,26 @@ class Evaluation(Protocol):
     """The actors that draw pictures."""
     judge: dict[str, Workers] = {}  # noqa: RUF012
     """By scorer, the actors of each judge; `default` is of those that are not named."""
-    timeout_s: PositiveFloat = 3600.0
+    timeout_s: bounds.Seconds = 3600.0
     """Longest wait for one prompt's pictures, and for one judge's word on them."""
     tracking_uri: Uri = ""
     """MLflow's server; mlflow.db beside the folder where empty."""
     keep: bool = False
     """Keep every picture as a PNG file; a judge that is added later then draws none again."""
+
+    @property
+    def home(self) -> Path:
+        """The folder."""
+        return expanded(self.folder)
+
+    @field_validator("folder")
+    @classmethod
+    def _is_a_path(cls, folder: str) -> str:
+        try:
+            expanded(folder)
+        except ValueError as error:
+            raise ValueError(f"folder: {error}") from None
+        return folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +172,25 @@ TAKEN = ("draw", "reading", "default")
 
 
 def _workers(evaluation: Evaluation) -> list[str]:
-    """Scorers that are called as other actors are, and keys of `judge` that no actor would be sized
-    by."""
+    """Scorers that are called as other actors are, keys of `judge` that no actor would be sized by,
+    and parts of cards that are none."""
     known = ("default", *evaluation.scorers)
     taken = [
         f"scorers: {name!r} is the name of other actors; give it another with kind: {name}"
         for name in TAKEN
         if name in evaluation.scorers
     ]
-    return taken + [
-        f"judge.{name}: no such scorer; there are {', '.join(known)}"
-        for name in evaluation.judge
-        if name not in known
-    ]
+    asked = {"draw": evaluation.draw, **{f"judge.{n}": w for n, w in evaluation.judge.items()}}
+    parts = [p for key, of in asked.items() for p in check.cards(f"{key}.gpus", of.gpus or 0)]
+    return (
+        taken
+        + parts
+        + [
+            f"judge.{name}: no such scorer; there are {', '.join(known)}"
+            for name in evaluation.judge
+            if name not in known
+        ]
+    )
 
 
 def _newest(notes: list[str]) -> list[str]:
@@ -187,8 +210,9 @@ def _rows(asked: Any, evaluation: Evaluation, folder: Path, *, with_bases: bool)
     problems: list[str] = []
     found: list[tuple[str, Checkpoint | PipelineRow]] = []
     for number, row in enumerate(asked):
-        label = str(row.get("label", "")) if isinstance(row, dict) else ""
+        label = ""
         try:
+            label = _label(row)
             of = _read(row, evaluation.steps, folder)
             if with_bases and isinstance(of, Checkpoint) and of.policy is not None:
                 base = _read({"run": f"{row['run'].partition('@')[0]}@0"}, evaluation.steps, folder)
@@ -198,22 +222,39 @@ def _rows(asked: Any, evaluation: Evaluation, folder: Path, *, with_bases: bool)
             found.append((label, of))
         except RecipeError as error:
             problems += [f"rows[{number}] {label}: {problem}" for problem in error.problems]
-        except ValueError as error:
-            problems.append(f"rows[{number}] {label}: {error}")
+        except (OSError, ValueError) as error:
+            problems.append(f"rows[{number}] {label}: {first_line(error)}")
     if problems:
         raise RecipeError(problems)
     return _named(found)
 
 
+def _label(row: Any) -> str:
+    """A row's own one, empty where it has none."""
+    if not isinstance(row, dict):
+        raise ValueError(f"got {short(row)}, needs keys such as label and pipeline")
+    if "label" not in row:
+        return ""
+    label = row["label"]
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"label: got {short(label)}, needs a text that is not empty, in quotes")
+    if len(label) > LONGEST:
+        raise ValueError(f"label: has {len(label)} characters; give at most {LONGEST}")
+    if unreadable := list(recipes.unreadable({"label": label})):
+        raise ValueError(unreadable[0])
+    return label
+
+
 def _read(row: Any, steps: int, folder: Path) -> Any:
     """A row's checkpoint or pipeline. Paths of a file are relative to its folder."""
-    if not isinstance(row, dict):
-        raise ValueError(f"got {row!r}, needs keys such as label and pipeline")
     fields = {key: value for key, value in row.items() if key != "label"}
+    texts = {key: value for key, value in fields.items() if key != "arguments"}
+    if unreadable := list(recipes.unreadable(texts)):
+        raise RecipeError(unreadable)
     kind = CheckpointRow if {"run", "recipe"} & fields.keys() else PipelineRow
     for key in ("recipe", "pipeline", "lora", "run"):
         if isinstance(path := fields.get(key), str) and path:
-            beside = (folder / Path(path.partition("@")[0]).expanduser()).absolute()
+            beside = (folder / expanded(path.partition("@")[0])).absolute()
             if not Path(path.partition("@")[0]).exists() and beside.exists():
                 fields[key] = f"{beside}{''.join(path.partition('@')[1:])}"
     try:
@@ -222,14 +263,15 @@ def _read(row: Any, steps: int, folder: Path) -> Any:
         raise RecipeError(list(_explained(error, kind))) from None
     if isinstance(read, CheckpointRow):
         return checkpoints.resolve(read, steps=steps)
-    locate_pipeline(read.pipeline)
+    pipelines.find(read)
     return read
 
 
 def _explained(error: ValidationError, kind: type[Section]) -> list[str]:
     """As `explain`, whose likely meanings are a recipe's keys and not a row's."""
     known = f"; a row has {', '.join(kind.model_fields)}"
-    return [re.sub(r"(unknown|missing);.*", rf"\g<1>{known}", line) for line in explain(error)]
+    own = re.compile(r"^([^.:]*: (?:unknown|missing));.*")
+    return [own.sub(rf"\g<1>{known}", line) for line in explain(error)]
 
 
 def _named(found: Sequence[tuple[str, Checkpoint | PipelineRow]]) -> list[Row]:

@@ -28,6 +28,7 @@ from percent_ray import files
 from percent_ray.data.prompts import read_prompts
 from percent_ray.evaluation.quality import Asked, Judged, Judgement, check
 from percent_ray.recipe.errors import first_line, short
+from percent_ray.recipe.paths import expanded
 from percent_ray.scorers.base import Report
 from percent_ray.types import Prompt
 
@@ -259,7 +260,7 @@ def stamps(path: str) -> dict[str, list[int]]:
     the embedded world's, which are this version's."""
     if not path or path.startswith("shapes/"):
         return {}
-    place = Path(path).expanduser()
+    place = expanded(path)
     found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
     stats = {p.relative_to(place).as_posix(): p.stat() for p in found}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}

@@ -203,14 +203,18 @@ def _kl_steps(recipe: "Recipe") -> Iterator[str]:
             yield f"objective.kl_steps {asked}: {steps} steps are trained; set it lower, or to 0"
 
 
+def cards(key: str, gpus: float) -> Iterator[str]:
+    """What is wrong with the GPUs of one worker."""
+    if gpus > 1 and gpus != int(gpus):
+        yield (
+            f"{key} {gpus:g}: above 1 whole cards are given; set it to {int(gpus)}, "
+            f"{int(gpus) + 1} or a part of one"
+        )
+
+
 def _roles(recipe: "Recipe") -> Iterator[str]:
     for role in ("rollout", "perception", "learner"):
-        gpus = getattr(recipe.runtime, role).gpus
-        if gpus > 1 and gpus != int(gpus):
-            yield (
-                f"runtime.{role}.gpus {gpus:g}: above 1 whole cards are given; set it to "
-                f"{int(gpus)}, {int(gpus) + 1} or a part of one"
-            )
+        yield from cards(f"runtime.{role}.gpus", getattr(recipe.runtime, role).gpus)
     learner, runs_ray = recipe.runtime.learner, recipe.runtime.backend == "ray"
     if runs_ray and learner.workers > 1 and 0 < learner.gpus < 1:
         yield (

@@ -45,11 +45,20 @@ def locate_pipeline(path: str) -> str:
     return locate(path)
 
 
+def expanded(path: str) -> Path:
+    """`path` with a home folder in the place of its ~. Raises ValueError where there is no such
+    user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: no such user; give the whole path") from None
+
+
 def locate_prompts(path: str) -> Path:
     """The prompt file of `path`."""
     if path.startswith("shapes/"):
         return EMBEDDED / "prompts" / path.removeprefix("shapes/")
-    return Path(path).expanduser()
+    return expanded(path)
 
 
 def _url_problem(path: str) -> str | None:
@@ -72,7 +81,7 @@ def _place(path: str) -> tuple[Place, str]:
         return "URL", path
     if path.startswith("shapes/"):
         return "folder", str(EMBEDDED / "weights" / path.removeprefix("shapes/"))
-    local = Path(path).expanduser()
+    local = expanded(path)
     if local.is_file():
         return "weights file", str(local)
     if path.startswith((".", "/", "~")) or path.count("/") != 1:

@@ -123,3 +123,90 @@ def test_a_scorer_is_checked_before_anything_starts(tmp_path, scorer, words):
     assert "\n" not in line
     assert "pw" not in line
     assert not (tmp_path.parent / "evil").exists()
+
+
+def row(text):
+    return f"rows: [{{pipeline: shapes/sd3, {text}}}]"
+
+
+RUN = f"rows: [{{recipe: {RECIPES / 'shapes_pec.yaml'}, %s}}]"
+ROWS = [
+    *((row(f"steps: {n}"), "steps: got .* needs at") for n in (0, 1001)),
+    *((RUN % f"steps: {n}", "steps: got .* needs at") for n in (0, 1001)),
+    *((row(f"batch_size: {n}"), "batch_size: got .* needs at") for n in (0, 65_537)),
+    *((RUN % f"batch_size: {n}", "batch_size: got .* needs at") for n in (0, 65_537)),
+    *((row(f"guidance: {n}"), "guidance: got .* needs a") for n in (-1, 101, ".inf")),
+    *((RUN % f"guidance: {n}", "guidance: got .* needs a") for n in (0, 101, ".inf")),
+    *((row(f"resolution: {n}"), "resolution.*: got") for n in (7, 16_385, "[8, 7]")),
+    (row("resolution: [8]"), "resolution.1: missing; the list needs more values"),
+    *((row(f"lora_scale: {n}"), "lora_scale: got .* needs a") for n in (-101, 101, ".nan")),
+    *(
+        (row(f"label: {n}"), r"rows\[0\] : label: got .* needs a text that is not empty")
+        for n in ("[a]", "{a: 1}", "null", "7", "''", "' '")
+    ),
+    (row(f"label: {'a' * 121}"), "label: has 121 characters; give at most 120"),
+    (row('label: "a\\ud800"'), r"label: 'a\\ud800' has characters that are no text"),
+    (row('label: "a\\nb"'), "label: .* has characters that are no text"),
+    (row("lora: none.safetensors"), "lora: .*none.safetensors has 0 safetensors files"),
+    (row("components: {vae: none}"), "components.vae: no folder none"),
+    ("rows: [{pipeline: ''}]", "pipeline: got '', needs a text that is not empty"),
+    ("rows: [{pipeline: ~nouser/x}]", "~nouser/x: no such user"),
+    ("rows: [{run: ~nouser/x}]", "~nouser/x: no such user"),
+    ("rows: [{recipe: ~nouser/x}]", "~nouser/x: no such user"),
+    (row("lora: ~nouser/x"), "~nouser/x: no such user"),
+    (f"rows: [{{pipeline: {'a' * 300}}}]", "File name too long"),
+    ('rows: [{pipeline: "a\\nb"}]', "pipeline: .* has characters that are no text"),
+]
+SHARED = [
+    ("folder: ''", "folder: got '', needs a text that is not empty"),
+    ('folder: "a\\nb"', "folder: .* has characters that are no text"),
+    ("folder: ~nouser/x", "folder: ~nouser/x: no such user"),
+    *((f"timeout_s: {n}", "timeout_s: got .* needs a") for n in (0, 10_000_001, ".inf")),
+    *((f"images: {n}", "images: got .* needs at") for n in (1, 10_001)),
+    *((f"steps: {n}", "steps: got .* needs at") for n in (0, 1001)),
+    *(
+        (text % what, f"{key}.{words}")
+        for key, text in (("draw", "draw: {%s}"), ("judge.default", "judge: {default: {%s}}"))
+        for what, words in (
+            ("workers: 0", "workers: got 0"),
+            ("workers: 100001", "workers: got 100001"),
+            ("gpus: -1", "gpus: got -1"),
+            ("gpus: 1000001", "gpus: got 1000001"),
+            ("gpus: 1.5", "gpus 1.5: above 1 whole cards are given"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [*ROWS, *((f"{text}\n{row('steps: 1')}", words) for text, words in SHARED)],
+)
+def test_what_is_out_of_bounds_is_one_line(tmp_path, text, words):
+    with pytest.raises(RecipeError, match=words) as caught:
+        plans.load(written(tmp_path, text))
+    assert len(caught.value.problems) == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_the_outermost_numbers_are_taken(tmp_path):
+    text = """
+folder: ~/eval
+images: 10000
+steps: 1000
+timeout_s: 10000000
+draw: {workers: 100000, gpus: 2}
+judge: {default: {workers: 1, gpus: 0.5}}
+rows:
+  - pipeline: shapes/sd3
+    label: %s
+    steps: 1000
+    guidance: 0
+    lora_scale: -100
+    resolution: [8, 16384]
+    batch_size: 65536
+    arguments: {negative_prompt: "a\\nb"}
+"""
+    plan = plans.load(written(tmp_path, text % ("a" * 120)))
+    assert plan.rows[0].of.resolution == (8, 16384)
+    assert plan.evaluation.home == Path.home() / "eval"
