@@ -74,11 +74,11 @@ def compare(asked: argparse.Namespace) -> list[str]:
         colors = asked.color_path if path else ""
         return geneval.load(path, color_path=colors, device=best_device())
 
+    groups = list(pictures(asked))
     first = load(asked.first or "")
     second = first if asked.second is None else load(asked.second)
     tasks: list[str] = []
     verdicts: list[tuple[list[float], list[float]]] = []
-    groups = list(pictures(asked))
     for number, (prompt, images) in enumerate(
         track(groups, "detecting", console=Console(stderr=True), transient=True)
     ):
@@ -117,15 +117,20 @@ def pictures(asked: argparse.Namespace) -> "Iterator[tuple[Prompt, Tensor]]":
     import torch
 
     from percent_ray.data.prompts import read_prompts
-    from percent_ray.evaluation.pictures import decode
+    from percent_ray.evaluation.pictures import read
     from percent_ray.study.rows import find
 
     prompts = read_prompts(asked.evaluation / "prompts.jsonl")
-    for number, files in sorted(find(asked.row, asked.evaluation).pictures.items()):
+    row = find(asked.row, asked.evaluation)
+    for number, files in sorted(row.pictures.items()):
         if number >= len(prompts):
             raise ValueError(f"{asked.row} has pictures of prompt {number}, of {len(prompts)}")
-        contents = [path.read_bytes() for path in files]
-        yield prompts[number], torch.from_numpy(decode(contents))
+        if not files:
+            folder = row.folder / "pictures" / f"{number:05d}"
+            raise ValueError(
+                f"{folder} holds no pictures; delete it and run jobs/evaluate.py again with --keep"
+            )
+        yield prompts[number], torch.from_numpy(read(files))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
+
+from percent_ray.recipe.errors import first_line
 
 SMALL = 96
 """Pixels of the longer side of a small picture."""
@@ -29,6 +32,28 @@ def decode(files: Sequence[bytes]) -> UInt8[np.ndarray, "K 3 H W"]:
 
     opened = (Image.open(io.BytesIO(contents)).convert("RGB") for contents in files)
     return np.stack([np.asarray(image).transpose(2, 0, 1) for image in opened])
+
+
+def read(paths: Sequence[Path]) -> UInt8[np.ndarray, "K 3 H W"]:
+    """The kept pictures of one prompt. Raises ValueError that names one that cannot be read, and
+    one of another size than the first."""
+    found: list[UInt8[np.ndarray, "3 H W"]] = []
+    for path in paths:
+        again = f"delete {path.parent} and run jobs/evaluate.py again with --keep"
+        try:
+            contents = path.read_bytes()
+            [picture] = decode([contents])
+        except Exception as error:  # Pillow has many for a file that is torn
+            # Its own line for what is no picture names an object in memory.
+            why = "no picture" if "BytesIO" in str(error) else first_line(error)
+            raise ValueError(f"{path} cannot be read ({why}); {again}") from None
+        if found and picture.shape != found[0].shape:
+            (height, width), (high, wide) = picture.shape[1:], found[0].shape[1:]
+            raise ValueError(
+                f"{path} is {width} x {height}, {paths[0].name} beside it {wide} x {high}; {again}"
+            )
+        found.append(picture)
+    return np.stack(found)
 
 
 def strip(pixels: UInt8[np.ndarray, "K 3 H W"]) -> bytes:

@@ -65,7 +65,7 @@ def _read(folder: Path) -> Row:
 def _label(path: Path) -> str:
     try:
         label = json.loads(path.read_text(encoding="utf-8"))["label"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{path} is not a row's: expected an object with 'label'") from None
     if not isinstance(label, str) or not label:
         raise ValueError(f"{path}: 'label' needs text, is {label!r}")

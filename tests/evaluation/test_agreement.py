@@ -1,5 +1,6 @@
 """Two detectors' verdicts compared, and the job that prints it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from jobs import calibrate_detector
 from percent_ray.evaluation import agreement
+from percent_ray.evaluation.pictures import png
 from percent_ray.scorers import geneval
+from percent_ray.study import rows
 
 JOB = Path(__file__).parents[2] / "jobs" / "calibrate_detector.py"
 
@@ -72,6 +76,61 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, arguments, words):
     [line] = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert words in line
+
+
+def kept(evaluation):
+    """An evaluation of two prompts that has kept two pictures of each."""
+    record = {"prompt": "a photo of a circle", "tag": "single_object"}
+    evaluation.mkdir()
+    (evaluation / "prompts.jsonl").write_text(2 * f"{json.dumps(record)}\n")
+    for prompt in ("00000", "00001"):
+        folder = evaluation / "rows" / "base" / "pictures" / prompt
+        folder.mkdir(parents=True)
+        for picture in ("000.png", "001.png"):
+            (folder / picture).write_bytes(png(np.full((3, 8, 8), 7, np.uint8)))
+    (evaluation / "rows" / "base" / "row.json").write_text('{"label": "base"}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda contents: b"", "cannot be read (no picture)"),
+        (lambda contents: b"<html>", "cannot be read (no picture)"),
+        (lambda contents: contents[:50], "cannot be read ("),
+        (lambda contents: contents[:-30], "cannot be read ("),
+        (lambda contents: png(np.zeros((3, 4, 6), np.uint8)), "is 6 x 4, 000.png beside it 8 x 8"),
+        (None, "holds no pictures"),
+    ],
+)
+def test_damaged_pictures_are_named(tmp_path, damage, words):
+    folder = kept(tmp_path / "eval")
+    asked = calibrate_detector.parse(
+        ["--noise", "5", "--evaluation", str(tmp_path / "eval"), "--row", "base"]
+    )
+    [(_, first), (_, second)] = calibrate_detector.pictures(asked)
+    assert first.shape == second.shape == (2, 3, 8, 8)
+    path = folder / "001.png"
+    if damage is None:
+        path.unlink()
+        (folder / "000.png").unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the words are below
+        list(calibrate_detector.pictures(asked))
+    line = str(caught.value)
+    assert line.startswith(f"{folder if damage is None else path} {words}")
+    assert line.endswith("and run jobs/evaluate.py again with --keep")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("contents", [b"", b"null", b"[]", b"7", b"\xff", b"[" * 200_000])
+def test_a_damaged_row_is_named(tmp_path, contents):
+    kept(tmp_path / "eval")
+    path = tmp_path / "eval" / "rows" / "base" / "row.json"
+    path.write_bytes(contents)
+    with pytest.raises(ValueError, match=f"^{path} is not a row's"):
+        rows.find("base", tmp_path / "eval")
 
 
 def test_the_job_prints_a_line_for_each_task(tmp_path):
