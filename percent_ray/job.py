@@ -8,6 +8,7 @@ Imports nothing that takes time, so that a signal has its line while a job impor
 import argparse
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -83,7 +84,8 @@ def keep(error: BaseException, folder: Path) -> None:
         error.add_note(f"see {written}")
     if not folder.is_dir():
         error.add_note(f"the run's folder {folder} is gone")
-    checkpoints = sorted((folder / "checkpoints").glob("step-[0-9]*"))
+    found = sorted((folder / "checkpoints").glob("step-[0-9]*"))
+    checkpoints = [path for path in found if path.is_dir()]
     if checkpoints:
         error.add_note(f"--resume {folder} goes on from {checkpoints[-1].name}")
     elif isinstance(error, KeyboardInterrupt):
@@ -113,6 +115,11 @@ def end(error: BaseException, *, stopped: str = "") -> NoReturn:
 
 
 def _take_signals() -> None:
+    # A prompt may have letters that the terminal's encoding does not.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files
     signal.signal(signal.SIGTERM, _terminate)
     # A lost ssh ends no training, nor the processes that Ray starts, which inherit this. Other jobs
     # end at their next line, and the same command goes on.

@@ -62,11 +62,17 @@ async def _train(
             raise ValueError(f"{folder} has no whole checkpoint to resume; start a new run{found}")
         state = checkpoint.read_state(source, recipe)
         progress = Progress(state.version, state.shape_state, state.oldest)
+        if state.version > recipe.run.steps:
+            raise ValueError(
+                f"run.steps {recipe.run.steps}: {source} is of step {state.version}; set that or "
+                "more"
+            )
         run_id = state.mlflow_run_id
         then, now = checkpoint.read_recipe(source), recipe.model_dump(mode="json")
         passed += recipes.moved(dict(then), now).values()
     _quiet(recipe)
-    files.write(folder / RECIPE_FILE, recipes.dump(recipe))
+    if not resuming:
+        files.write(folder / RECIPE_FILE, recipes.dump(recipe))
     tracker = Tracker(
         folder,
         tracking_uri=recipe.monitor.tracking_uri,
@@ -75,7 +81,6 @@ async def _train(
         run_id=run_id,
     )
     tracker.params(dict(recipes.flatten(recipe.model_dump(mode="json"))))
-    tracker.file(folder / RECIPE_FILE, "recipe")
     terminal = Terminal(recipe.run.steps)
     journal = Journal(tracker, terminal, alarm_share=recipe.monitor.alarm_share)
     status: Status = "FAILED"
@@ -83,6 +88,9 @@ async def _train(
     try:
         with terminal:
             roles = await _start(recipe, folder, source, prompts[0], terminal.say)
+            # Of a resumed run only now: what is refused changes nothing.
+            files.write(folder / RECIPE_FILE, recipes.dump(recipe))
+            tracker.file(folder / RECIPE_FILE, "recipe")
             said = [*passed, *notes(recipe), *_cut(recipe, prompts)]
             terminal.say("\n".join([*roles.loaded, *said]))
             saves = _Checkpoint(recipe, folder, roles, tracker)
@@ -178,10 +186,11 @@ class _Checkpoint:
 def _new_folder(parent: Path, name: str) -> Path:
     """An empty folder PARENT/NAME, or NAME-2, NAME-3 ... where earlier runs have the name."""
     number = 1
+    parent.mkdir(parents=True, exist_ok=True)
     while True:
         folder = parent / (name if number == 1 else f"{name}-{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
         except FileExistsError:
             number += 1

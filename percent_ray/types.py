@@ -88,7 +88,7 @@ class Perception:
     variance: Mapping[str, float]
     """Trace of the group's covariance divided by its dimension, in `latent` and `pixel` space."""
     thumbnails: UInt8[np.ndarray, "K 3 h w"] | None
-    """The finished images, at most 256 pixels high; only for the groups that were asked for."""
+    """The finished images, at most 256 pixels a side; only for the groups that were asked for."""
     failures: Mapping[str, str]
     """A line for every failed scorer, by its name."""
     dropped: bool

@@ -9,7 +9,7 @@ from percent_ray.learn import checkpoint
 from percent_ray.loop import Progress
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.tree import Recipe
-from percent_ray.run import _Checkpoint, _cut
+from percent_ray.run import _Checkpoint, _cut, _new_folder
 from percent_ray.types import Prompt
 
 
@@ -62,3 +62,11 @@ def test_a_checkpoint_that_the_learner_wrote_elsewhere_is_none(tmp_path):
         asyncio.run(write(Progress(4)))
     assert checkpoint.latest(tmp_path) is None
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_ends_at_once(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        _new_folder(tmp_path / "runs", "a")
+    assert _new_folder(tmp_path / "new" / "runs", "a").name == "a"
+    assert _new_folder(tmp_path / "new" / "runs", "a").name == "a-2"

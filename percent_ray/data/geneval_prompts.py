@@ -60,6 +60,8 @@ def read(path: Path) -> list[Record]:
             geneval_record.check(bare, _own(record.get("include")))
             if record["tag"] == "position" and len(record["include"]) != 2:
                 raise ValueError("a position is of two objects")
+            if record["tag"] == "position" and "position" not in record["include"][1]:
+                raise ValueError("a position needs the place of its second object: position")
             if more := [e["count"] for e in record["include"] if e["count"] not in NUMBERS]:
                 raise ValueError(f"{more[0]} of an object: counts are written up to {max(NUMBERS)}")
             records.append(record)

@@ -37,8 +37,9 @@ DRAW = "draw"
 """Names the actors that draw."""
 INFLIGHT = 2
 """Calls that an actor has at a time: the next pictures travel while it looks at these."""
-DRAWING_GPUS = 0.5
-"""Of a card for an actor that draws; the judges share the rest."""
+DRAWING_GPUS = 0.51
+"""Of a card for an actor that draws, so that Ray does not put two on one; the judges share the
+rest."""
 CARDS_PER_JUDGE = 8
 """Drawing is what takes long: so many cards that draw keep one actor of each judge busy at most."""
 

@@ -73,6 +73,8 @@ def _checkpoint(run: str, step: int | None) -> Path:
     named = Path(recipes.defaults()["run"]["folder"]) / run
     for folder in (Path(run), named):
         if (folder / checkpoint.DRIVER).is_file():
+            if folder.resolve() not in checkpoint.every(folder.resolve().parent.parent):
+                raise ValueError(f"{folder} is not RUN/checkpoints/step-N; give it that place back")
             if step is not None:
                 raise ValueError(f"{folder} is a checkpoint; leave the step out or give its run")
             return folder.resolve()

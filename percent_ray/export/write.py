@@ -21,6 +21,9 @@ def export(source: Source, folder: Path, *, merged: bool, form: Format) -> list[
     A LoRA, or with `merged` (and for a run without one) a pipeline. Raises ValueError where the
     folder has something in it, and for what cannot be written in that form.
     """
+    folder = folder.absolute()
+    if folder.is_symlink():
+        raise ValueError(f"--to: {folder} is a link; give a new folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--to: {folder} is there and not empty; give a new folder")
     if merged and form == "comfyui":

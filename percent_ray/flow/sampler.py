@@ -70,26 +70,24 @@ def rollout(
     kind: Kind,
     noise_at: Callable[[int], Tensor],
     storage_dtype: torch.dtype,
-    clean: bool = False,
-    clean_steps: Collection[int] | None = None,
+    clean_steps: Collection[int] = (),
 ) -> Path:
     """Sample from `noise0`, noisily at `steps`, else by the ODE (arXiv 2605.12112, eqs. 4-5).
 
     Latents pass through `storage_dtype` before their log-prob is taken and before the next step
     reads them, so that a replay from storage under the same weights has ratio exactly 1.
-    `noise_at(i)` is the float32 noise [B, ...] of step i. `clean` adds the clean predictions
-    x - sigma v (docs/method.md, "Clean decoding") for `clean_steps` (default: all of `steps`), at
-    one more model call a step, but for the last, where the latents are clean already.
+    `noise_at(i)` is the float32 noise [B, ...] of step i. `clean_steps` of `steps` get their clean
+    predictions x - sigma v (docs/method.md, "Clean decoding"), at one more model call a step, but
+    for the last, where the latents are clean already.
     """
     _check(sigmas, steps, noise_level, clean_steps)
-    scored = (steps if clean_steps is None else clean_steps) if clean else ()
     advance = partial(transition, sigma_second=sigmas[1], kind=kind)
     current = noise0.to(storage_dtype)
     latents, means, log_probs, spreads = (list[Tensor]() for _ in range(4))
     clean_latents, clean_means = list[Tensor](), list[Tensor]()
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         v = velocity(current.float(), rows(sigma, current))
-        if i - 1 in scored:
+        if i - 1 in clean_steps:
             clean_latents.append(_clean(current, v, sigma))
         if i in steps:
             step = advance(v, current, sigma, sigma_next, noise_level=noise_level)
@@ -102,9 +100,9 @@ def rollout(
             spreads.append(torch.stack([step.std[0], step.entropy()[0]]))
         else:
             current = advance(v, current, sigma, sigma_next, noise_level=0.0).mean.to(storage_dtype)
-        if i in scored:
+        if i in clean_steps:
             clean_means.append(_denoise(velocity, means[-1], sigma_next))
-    if len(sigmas) - 2 in scored:
+    if len(sigmas) - 2 in clean_steps:
         clean_latents.append(current)
     std, entropy = torch.stack(spreads, dim=1)
     return Path(
@@ -114,8 +112,8 @@ def rollout(
         std=std,
         entropy=entropy,
         final=current,
-        clean_latents=torch.stack(clean_latents) if clean else None,
-        clean_means=torch.stack(clean_means) if clean else None,
+        clean_latents=torch.stack(clean_latents) if clean_steps else None,
+        clean_means=torch.stack(clean_means) if clean_steps else None,
     )
 
 
@@ -138,9 +136,7 @@ def join(paths: Sequence[Path]) -> Path:
     )
 
 
-def _check(
-    sigmas: Tensor, steps: range, noise_level: float, clean_steps: Collection[int] | None
-) -> None:
+def _check(sigmas: Tensor, steps: range, noise_level: float, clean_steps: Collection[int]) -> None:
     check_sigmas(sigmas)
     num_steps = len(sigmas) - 1
     if not (steps.step == 1 and 0 <= steps.start < steps.stop <= num_steps):
@@ -150,7 +146,7 @@ def _check(
             f"noise_level {noise_level} leaves no noise at the SDE steps {steps}: "
             "set it above 0, or use ode()"
         )
-    if clean_steps is not None and not (clean_steps and set(clean_steps) <= set(steps)):
+    if not set(clean_steps) <= set(steps):
         raise ValueError(f"clean_steps {sorted(clean_steps)} are not a part of SDE steps {steps}")
 
 

@@ -37,6 +37,10 @@ LEARNER = ("engine.json", "learner.json", "policy")
 """What the learner writes into one, of every engine and model."""
 
 
+class Damaged(ValueError):
+    """A driver's file that is not what was written."""
+
+
 @dataclass(frozen=True, slots=True)
 class DriverState:
     """Where a run stands, beside the learner's weights. Every field is JSON."""
@@ -112,6 +116,8 @@ def latest(run_folder: Path) -> Path | None:
 def problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint, with its file; None where every byte is as it was written.
     Reads all of it. Raises OSError where it cannot be read: that is no damage."""
+    if not (folder / MANIFEST).is_file():
+        return f"{folder / MANIFEST} is missing"
     try:
         written = json.loads((folder / MANIFEST).read_text())
         sizes = {name: int(entry["bytes"]) for name, entry in written.items()}
@@ -124,11 +130,9 @@ def problem(folder: Path) -> str | None:
         for name, digest in digests(folder).items():
             if name in written and digest != written[name]["sha256"]:
                 return f"{folder / name} is not what was written: its checksum is another"
-    except FileNotFoundError:
-        return f"{folder / MANIFEST} is missing"
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return f"{folder / MANIFEST} is not a manifest"
-    return None
+    return None if DRIVER in written else f"{folder / DRIVER} is not in {MANIFEST}"
 
 
 def resumable(run_folder: Path) -> tuple[Path | None, list[str]]:
@@ -145,7 +149,7 @@ def resumable(run_folder: Path) -> tuple[Path | None, list[str]]:
         if found is None:
             return folder, said
         if not (folder / MANIFEST).exists() and (folder / DRIVER).is_file():
-            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+            with contextlib.suppress(Damaged):
                 _fields(folder)  # of an older version, which wrote no manifest: refused, kept
         aside = _free(folder.with_name(f"{DAMAGED}{folder.name}"))
         folder.rename(aside)
@@ -176,7 +180,12 @@ def read_recipe(folder: Path) -> Mapping[str, Any]:
 
 
 def _fields(folder: Path) -> Mapping[str, Any]:
-    fields = json.loads((folder / DRIVER).read_text())
+    try:
+        fields = json.loads((folder / DRIVER).read_text())
+        if fields["format"] == FORMAT and not {"state", "recipe"} <= fields.keys():
+            raise ValueError
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise Damaged(f"{folder / DRIVER} is damaged; remove {folder.name}") from None
     if fields["format"] != FORMAT:
         raise ValueError(
             f"{folder} has checkpoint format {fields['format']}, this version reads {FORMAT}; "

@@ -208,7 +208,11 @@ def read_stamp(folder: Path) -> dict[str, Any]:
     path = folder / STAMP
     if not path.is_file():
         raise ValueError(f"{folder} holds no learner state: {STAMP} is missing")
-    return json.loads(path.read_text())
+    try:
+        stamp = json.loads(path.read_text())
+        return {key: stamp[key] for key in ("zero_stage", "workers")}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{path} is damaged; remove {folder.name}") from None
 
 
 def check_stamp(folder: Path, *, stage: int | None, world: int) -> None:

@@ -41,7 +41,8 @@ class ZeroEngine:
     def __init__(self, learner: tree.Learner, policy: Policy) -> None:
         self._weights = policy.trainable()
         self._stage = learner.zero_stage
-        settings = _settings(learner, _dtype(self._weights, learner.zero_stage))
+        trained = sum(weight.numel() for weight in self._weights.values())
+        settings = _settings(learner, _dtype(self._weights, learner.zero_stage), trained)
         deepspeed = _import_deepspeed()
         self._gathered = deepspeed.zero.GatheredParameters
         self._optimizer = adamw(learner, self._weights)
@@ -180,7 +181,11 @@ def _dtype(weights: Any, stage: int) -> torch.dtype:
     )
 
 
-def _settings(learner: tree.Learner, dtype: torch.dtype) -> dict[str, Any]:
+BUCKET = 500_000_000
+"""DeepSpeed's own."""
+
+
+def _settings(learner: tree.Learner, dtype: torch.dtype, trained: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -189,7 +194,11 @@ def _settings(learner: tree.Learner, dtype: torch.dtype) -> dict[str, Any]:
         # torch.optim.AdamW as it is, so that no fused op has to be compiled.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {"stage": learner.zero_stage},
+        "zero_optimization": {
+            "stage": learner.zero_stage,
+            # A float32 buffer, which it makes as large as this whatever is trained.
+            "reduce_bucket_size": min(BUCKET, trained),
+        },
         "bf16": {"enabled": dtype == torch.bfloat16},
         "data_types": {"grad_accum_dtype": "fp32"},
     }

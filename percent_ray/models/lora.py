@@ -54,6 +54,11 @@ def _suffix(layers: Sequence[str]) -> str:
     return (blocks or list(layers))[-1]
 
 
+HEADER = ("r", "lora_alpha", "target_modules", "lora_dropout", "bias", "use_dora", "use_rslora")
+"""Of peft's settings those that go into a file: diffusers gives all of them to the reader's
+`LoraConfig`, and an older one refuses what newer versions have added."""
+
+
 @contextmanager
 def disabled(network: Any) -> Iterator[None]:
     """Inside, `network` computes what it did before it had an adapter."""
@@ -71,10 +76,11 @@ def save(network: Any, pipeline: Any, folder: str, weights: Mapping[str, Tensor]
     The adapter's rank and alpha go along: a reader without them would assume a scale of 1.
     """
     layers = {n: weight.detach().cpu().contiguous() for n, weight in named(weights).items()}
+    config = network.peft_config[ADAPTER].to_dict()
     pipeline.save_lora_weights(
         folder,
         transformer_lora_layers=layers,
-        transformer_lora_adapter_metadata=network.peft_config[ADAPTER].to_dict(),
+        transformer_lora_adapter_metadata={name: config[name] for name in HEADER},
     )
 
 

@@ -226,6 +226,12 @@ def _roles(recipe: "Recipe") -> Iterator[str]:
 def _dtype(recipe: "Recipe") -> Iterator[str]:
     """Whether the trained weights, which without LoRA are the model's own, can be stepped."""
     dtype, stage = recipe.model.dtype, recipe.learner.zero_stage
+    if dtype == "float16":
+        yield (
+            "model.dtype float16: gradients are below its least number, and no loss is scaled "
+            "here; set model.dtype bfloat16 or float32"
+        )
+        return
     if recipe.model.lora_rank or dtype == "float32":
         return
     line = f"model.dtype {dtype} with model.lora_rank 0: "
@@ -234,8 +240,6 @@ def _dtype(recipe: "Recipe") -> Iterator[str]:
             "a step of AdamW is lost in it, and runtime.backend local keeps no float32 copy; set "
             "model.dtype float32, model.lora_rank above 0 or runtime.backend ray with bfloat16"
         )
-    elif dtype == "float16":
-        yield line + "no loss is scaled here; set model.dtype bfloat16 or model.lora_rank above 0"
     elif not stage:
         yield line + (
             "learner.zero_stage 0 keeps no float32 copy of the weights; set learner.zero_stage 1, "

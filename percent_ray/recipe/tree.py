@@ -109,8 +109,8 @@ class Scorer(Section):
     weight: bounds.Weight = 0.0
     """Of its score in the reward; 0 when it only encodes or only reports."""
     normalize: bool = False
-    """Divide its score by its std within the group before it is weighted, so that scorers of unlike
-    spreads count by their weights. Metrics report the score as it is."""
+    """Take the group's mean off its score and divide by the group's std before it is weighted, so
+    that scorers of unlike spreads count by their weights. Metrics report the score as it is."""
     batch_size: bounds.Batch = 48
     """Images that it scores or encodes in one call."""
     required: bool = True

@@ -156,8 +156,7 @@ class RolloutWorker:
                 kind=sampling.kind,
                 noise_at=noise_at,
                 storage_dtype=getattr(torch, sampling.storage_dtype),
-                clean=clean,
-                clean_steps=scored if clean else None,
+                clean_steps=scored if clean else (),
             )
             paths.append(sampler.join([path]))
         joined = sampler.join(paths)

@@ -44,7 +44,10 @@ def _connect(cpus: int | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
         with _on_loopback() if _is_on_loopback(address) else contextlib.nullcontext():
-            ray.init(**quiet)
+            try:
+                ray.init(**quiet)
+            except ValueError as error:
+                raise ValueError(f"RAY_ADDRESS {address}: {error}") from error
         return
     _make_token()
     with _on_loopback():

@@ -243,7 +243,15 @@ def _join(folder: Path, gone: ValueError) -> None:
         host, _, port = found["address"].rpartition(":")
         socket.create_connection((host, int(port)), timeout=3).close()
         environment = {name: found["environment"].get(name) for name in AUTH}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):
         raise gone from None
     for variable, value in environment.items():
         if value:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from percent_ray.models import pretrained
@@ -77,7 +77,7 @@ class Towers:
         """Projected features of images of any sizes, not normalised, on the model's device."""
         given = [image.to(self._device) for image in images]
         pixels = pixel_values(self._image_processor, given)
-        return features(self._model.get_image_features(pixels)).float()
+        return self._model.get_image_features(pixels).pooler_output.float()
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> Float32[Tensor, "N D"]:
@@ -111,12 +111,6 @@ def _read(folder: str, processor: str) -> tuple[Any, Any, Any, str]:
     return model, tokenizer, images, pretrained.described(folder, model)
 
 
-def features(output: Any) -> Float[Tensor, "N D"]:
-    """The projected features in what `get_image_features` and `get_text_features` return: a tensor
-    before transformers 5, an output object since."""
-    return output if isinstance(output, Tensor) else output.pooler_output
-
-
 def text_features(
     model: Any, tokenizer: Any, texts: Sequence[str], *, tokens: int
 ) -> Float32[Tensor, "N D"]:
@@ -126,7 +120,5 @@ def text_features(
     inputs = tokenizer(
         once, padding="max_length", truncation=True, max_length=tokens, return_tensors="pt"
     ).to(model.device)
-    encoded = features(
-        model.get_text_features(inputs.input_ids, attention_mask=inputs.attention_mask)
-    )
-    return encoded.float()[[once.index(text) for text in texts]]
+    encoded = model.get_text_features(inputs.input_ids, attention_mask=inputs.attention_mask)
+    return encoded.pooler_output.float()[[once.index(text) for text in texts]]

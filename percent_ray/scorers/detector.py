@@ -29,6 +29,13 @@ COCO_TO_GENEVAL: Final = {
     "mouse": "computer mouse",
     "remote": "tv remote",
     "keyboard": "computer keyboard",
+    # As the published Mask2Formers, converted from mmdet's list, name six of COCO's classes.
+    "aeroplane": "airplane",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "sofa": "couch",
+    "tvmonitor": "tv",
 }
 COLORS: Final = (
     *("red", "orange", "yellow", "green", "blue"),

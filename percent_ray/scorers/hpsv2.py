@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad
 from percent_ray.models import pretrained
 from percent_ray.scorers import open_clip_folder, state_file
 from percent_ray.scorers.base import Report
-from percent_ray.scorers.clip import features, text_features
+from percent_ray.scorers.clip import text_features
 from percent_ray.types import Prompt
 
 PART: Final = "HPSv2.1"
@@ -123,7 +123,7 @@ class HPSv2:
 
     def _images(self, images: UInt8[Tensor, "N 3 H W"]) -> Float32[Tensor, "N D"]:
         pixels = preprocess(images.to(self._clip.device), side=VISION["image_size"])
-        return features(self._clip.get_image_features(pixels))
+        return self._clip.get_image_features(pixels).pooler_output
 
 
 def preprocess(images: UInt8[Tensor, "N 3 H W"], *, side: int) -> Float32[Tensor, "N 3 side side"]:

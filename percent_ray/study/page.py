@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from percent_ray.data.prompts import read_prompts
 from percent_ray.flow.noise import generator
+from percent_ray.pages.page import render
 from percent_ray.study.records import KEY, Key, KeyPair, KeyRow, write_key
 from percent_ray.study.rows import Row, find
 from percent_ray.types import Prompt
@@ -204,14 +204,8 @@ def _data_uri(path: Path, size: int) -> str:
 
 
 def _render(study: str, shown: Sequence[Mapping[str, Any]], size: int, design: Design) -> str:
-    environment = Environment(
-        autoescape=True,
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("study.html.jinja").render(
+    return render(
+        Path(__file__).with_name("study.html.jinja"),
         data={"study": study, "pairs": shown},
         pairs=design.pairs,
         images=design.images,

@@ -130,11 +130,15 @@ def test_the_job_writes_prompts_that_a_run_reads(tmp_path):
     again = run("--to", str(file))
     assert again.returncode == 2
     assert "train.jsonl: file exists" in again.stderr
+    nowhere = tmp_path / "nowhere.jsonl"
+    objects = [{"class": "dog", "count": 1}, {"class": "cat", "count": 1}]
+    nowhere.write_text(json.dumps({"prompt": "a", "tag": "position", "include": objects}))
     for arguments, said in (
         (["--shares", "position"], "'position' is no TASK=PARTS such as position=7"),
         (["--count", "0"], "--count 0: give 1 to"),
         (["--count", "1"], "1 prompts are less than one of any task; give more"),
         (["--held-out", str(tmp_path / "no.jsonl")], "no.jsonl: no such file"),
+        (["--held-out", str(nowhere)], "nowhere.jsonl:1: a position needs the place of its second"),
     ):
         wrong = run("--to", str(tmp_path / "other.jsonl"), *arguments)
         assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1)

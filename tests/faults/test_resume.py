@@ -121,11 +121,17 @@ def test_invariant_11_a_stopped_and_resumed_run_equals_the_straight_run(
 
 
 @pytest.mark.slow
-def test_resume_refuses_another_recipe_in_one_line(world, tmp_path):
+def test_what_resume_refuses_is_one_line_and_leaves_the_recipe_as_it_was(world, tmp_path):
     config = write_recipe(world, tmp_path, "once")
     finish(start("--config", str(config), "--run.steps", "2"))
-    output = finish(
-        start("--resume", str(tmp_path / "once"), "--sampling.noise_level", "0.9"), code=2
-    )
-    [line] = [line for line in output.splitlines() if line.startswith("error:")]
-    assert "sampling.noise_level was 0.7, is 0.9" in line
+    run = tmp_path / "once"
+    recipe = (run / "recipe.yaml").read_text()
+    for options, said in (
+        ("--sampling.noise_level 0.9", "sampling.noise_level was 0.7, is 0.9"),
+        ("--run.steps 1", "run.steps 1: "),
+        ("--runtime.backend ray --runtime.learner.gpus 9", "runtime.learner: 1 workers x "),
+    ):
+        output = finish(start("--resume", str(run), *options.split()), code=2)
+        [line] = [line for line in output.splitlines() if line.startswith("error:")]
+        assert said in line
+        assert (run / "recipe.yaml").read_text() == recipe, options

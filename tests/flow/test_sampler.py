@@ -114,16 +114,13 @@ def test_noise_is_read_at_the_sde_steps_only():
     assert path.clean_latents is None
 
 
-@pytest.mark.parametrize("clean_steps", [None, (2, 4)])
+@pytest.mark.parametrize("clean_steps", [range(1, 5), (2, 4)])
 def test_clean_predictions(clean_steps):
-    path = sample(
-        steps=range(1, 5), clean=True, clean_steps=clean_steps, storage_dtype=torch.float32
-    )
+    path = sample(steps=range(1, 5), clean_steps=clean_steps, storage_dtype=torch.float32)
     assert path.clean_latents is not None
     assert path.clean_means is not None
-    steps = clean_steps or range(1, 5)
-    assert len(path.clean_latents) == len(path.clean_means) == len(steps)
-    for row, i in enumerate(steps):
+    assert len(path.clean_latents) == len(path.clean_means) == len(clean_steps)
+    for row, i in enumerate(clean_steps):
         sigma = SIGMAS[i + 1].expand(4)
         ends = (path.latents[i], path.means[i - 1])
         for end, clean in zip(ends, (path.clean_latents[row], path.clean_means[row]), strict=True):
@@ -140,10 +137,10 @@ def test_clean_costs_one_call_a_step_but_for_the_last():
     sample(counted, steps=range(1, 5))
     assert len(calls) == 5
     calls.clear()
-    sample(counted, steps=range(1, 5), clean=True)
+    sample(counted, steps=range(1, 5), clean_steps=range(1, 5))
     assert len(calls) == 5 + 3
     calls.clear()
-    sample(counted, steps=range(1, 5), clean=True, clean_steps=(3,))
+    sample(counted, steps=range(1, 5), clean_steps=(3,))
     assert len(calls) == 5 + 1
 
 
@@ -153,7 +150,7 @@ def test_clean_costs_one_call_a_step_but_for_the_last():
         ({"steps": range(3, 6)}, "not a non-empty window of 5 steps"),
         ({"steps": range(0)}, "not a non-empty window"),
         ({"noise_level": 0.0}, "leaves no noise"),
-        ({"clean": True, "clean_steps": (0, 1)}, "clean_steps"),
+        ({"clean_steps": (0, 1)}, "clean_steps"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):

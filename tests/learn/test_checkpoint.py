@@ -17,6 +17,7 @@ from percent_ray.learn.checkpoint import (
     write_state,
     writing,
 )
+from percent_ray.learn.engine import check_stamp
 from tests.learn.fake import fake_recipe
 
 STATE = DriverState(version=60, shape_state={"scale": 0.5}, mlflow_run_id="abc", oldest=59)
@@ -26,6 +27,7 @@ def write(run_folder, step, *, keep=2, text="whole"):
     with writing(run_folder, step, keep=keep) as folder:
         (folder / "policy").mkdir()
         (folder / "policy" / "weights").write_text(text)
+        (folder / "driver.json").write_text("{}")
 
 
 def names(run_folder):
@@ -108,6 +110,20 @@ def test_another_format(tmp_path):
         read_state(tmp_path, recipe)
 
 
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", "7", "{}", "[" * 100_000, '{"format": 4}'])
+def test_a_drivers_file_that_is_none(tmp_path, text):
+    (tmp_path / "driver.json").write_text(text)
+    with pytest.raises(ValueError, match=r"driver\.json is damaged; remove "):
+        read_state(tmp_path, fake_recipe(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}"])
+def test_a_learners_stamp_that_is_none(tmp_path, text):
+    (tmp_path / "engine.json").write_text(text)
+    with pytest.raises(ValueError, match=r"engine\.json is damaged; remove "):
+        check_stamp(tmp_path, stage=1, world=2)
+
+
 def damage(folder, how):
     """What disks and hands do to a checkpoint."""
     file = folder / "policy" / "weights"
@@ -126,6 +142,10 @@ def damage(folder, how):
         (folder / "manifest.json").write_bytes(b"\xff[]")
     if how == "a list":
         (folder / "manifest.json").write_text("[1]")
+    if how == "deep":
+        (folder / "manifest.json").write_text("[" * 100_000)
+    if how == "empty":
+        (folder / "manifest.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +158,8 @@ def damage(folder, how):
         ("without a manifest", "manifest.json is missing"),
         ("garbage", "manifest.json is not a manifest"),
         ("a list", "manifest.json is not a manifest"),
+        ("deep", "manifest.json is not a manifest"),
+        ("empty", "driver.json is not in manifest.json"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, how, said):

@@ -1,8 +1,13 @@
+import json
+
 import pytest
 import torch
 
 from tests.models.cases import TEXTS, case, noise, perturb, policy
 from tests.tiny import TARGETS
+
+LATER = ("use_rslora", "use_dora")
+"""Of peft 0.7 and 0.9, which diffusers asks for."""
 
 
 def test_adapter_is_a_function_of_the_seed(folder):
@@ -57,6 +62,20 @@ def test_saved_weights_are_those_given(folder, tmp_path):
     saved = load_file(file)
     for name, weight in weights.items():
         torch.testing.assert_close(saved[f"transformer.{name.replace('.default', '')}"], weight)
+
+
+def test_a_files_header_has_no_setting_that_an_older_peft_does_not_know(folder, tmp_path):
+    """diffusers gives every one of them to LoraConfig. These are as old as diffusers' own LoRAs."""
+    from safetensors import safe_open
+
+    loaded = policy(folder, text=False)
+    loaded.save(str(tmp_path), loaded.trainable())
+    (file,) = tmp_path.iterdir()
+    with safe_open(file, framework="pt") as opened:
+        header = json.loads(opened.metadata()["lora_adapter_metadata"])
+    names = {name.removeprefix("transformer.") for name in header}
+    assert {"r", "lora_alpha", "target_modules"} <= names
+    assert names <= {*("r", "lora_alpha", "target_modules", "lora_dropout", "bias"), *LATER}
 
 
 def test_exception_inside_the_reference_leaves_the_adapter_on(folder):

@@ -1,7 +1,6 @@
 """clip.py, pickscore.py and dino.py on random tiny models."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -111,12 +110,6 @@ def test_pickscore_without_processor_files_takes_the_published_one(
     for folder in (clip_folder, str(tmp_path / "bare"), ""):
         pickscore.load(folder, device=CPU)
     assert asked == [clip_folder, pickscore.PROCESSOR, pickscore.PROCESSOR]
-
-
-def test_features_of_both_transformers_generations():
-    tensor = torch.ones(2, 3)
-    assert clip.features(tensor) is tensor
-    assert clip.features(SimpleNamespace(pooler_output=tensor)) is tensor
 
 
 def test_dino_is_the_class_token_after_the_norm(dino_folder, images):
