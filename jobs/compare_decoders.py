@@ -152,24 +152,14 @@ def decoded(decoder: "Decoder", latents: "Tensor", size: int) -> "UInt8[Tensor, 
     return torch.cat([decoder.decode(part).cpu() for part in latents.split(size)])
 
 
-def spearman(one: "Float32[Tensor, ' n']", two: "Float32[Tensor, ' n']") -> float:
-    """Rank correlation; equal values share their mean rank. NaN where one has only equal values."""
-    import torch
-
-    def ranks(values: "Tensor") -> "Tensor":
-        above = (values[:, None] > values).sum(1)
-        return above.double() + 0.5 * (values[:, None] == values).sum(1)
-
-    return torch.corrcoef(torch.stack([ranks(one), ranks(two)]))[0, 1].item()
-
-
 def correlations(pairs: "Sequence[tuple[Float32[Tensor, ' K'], Float32[Tensor, ' K']]]") -> Row:
     """`within`: mean over groups of the correlation among a group's images; `all`: among all."""
     import torch
+    from scipy.stats import spearmanr
 
-    within = [spearman(full, tiny) for full, tiny in pairs]
-    every = spearman(*(torch.cat(values) for values in zip(*pairs, strict=True)))
-    return {"within": round(sum(within) / len(within), 4), "all": round(every, 4)}
+    within = [spearmanr(full, tiny).statistic for full, tiny in pairs]
+    every = spearmanr(*(torch.cat(values) for values in zip(*pairs, strict=True))).statistic
+    return {"within": round(sum(within) / len(within), 4), "all": round(float(every), 4)}
 
 
 def summary(found: Compared) -> dict[str, Any]:

@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from percent_ray.flow.sampler import ode
+from percent_ray.models import sd3
 from percent_ray.models.base import family
+from percent_ray.recipe.discover import FAMILIES as FOUND
 from percent_ray.recipe.load import RecipeError, load
 from tests.models.cases import CPU, TEXTS, noise
 from tests.models.families import FAMILIES, sd3_sample
@@ -309,3 +311,10 @@ def test_the_job_ends_in_one_line_and_exit_code_2(whole, tmp_path, name):
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"error: model.path: transformer of {folder}: is quantized (bitsandby")
+
+
+def test_every_family_is_in_the_suite():
+    assert [f.name for f in FAMILIES] == FOUND.names()
+    assert family("sd3") is sd3
+    with pytest.raises(ValueError, match=r"model\.family: unknown 'lora'; known are flux, sd3"):
+        family("lora")

@@ -180,7 +180,9 @@ def test_mask2former_folder_detects(mask2former, monkeypatch):
         assert "color" not in entry
     colored = model(pictures(2), [record(color="red")] * 2)
     assert set(named) == {"dog"}
-    assert all("color" not in entry for found in colored for entry in found["computer mouse"])
+    mice = [entry for found in colored for entry in found["computer mouse"]]
+    assert mice
+    assert all("color" not in entry for entry in mice)
     dogs = [entry for found in colored for entry in found["dog"]]
     assert [d["color"] for d in dogs] == ["red"] * len(dogs)
     assert [d["box"] for d in dogs] == [d["box"] for found in plain for d in found["dog"]]
