@@ -157,9 +157,13 @@ def correlations(pairs: "Sequence[tuple[Float32[Tensor, ' K'], Float32[Tensor, '
     import torch
     from scipy.stats import spearmanr
 
-    within = [spearmanr(full, tiny).statistic for full, tiny in pairs]
-    every = spearmanr(*(torch.cat(values) for values in zip(*pairs, strict=True))).statistic
-    return {"within": round(sum(within) / len(within), 4), "all": round(float(every), 4)}
+    def correlation(full: "Tensor", tiny: "Tensor") -> float:
+        found: Any = spearmanr(full.numpy(), tiny.numpy())
+        return float(found.statistic)
+
+    within = [correlation(full, tiny) for full, tiny in pairs]
+    every = correlation(*(torch.cat(values) for values in zip(*pairs, strict=True)))
+    return {"within": round(sum(within) / len(within), 4), "all": round(every, 4)}
 
 
 def summary(found: Compared) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Engine:
             self._judges[name] = _pool(Judging, arguments, sizes[name], name, evaluation.timeout_s)
         most = max((pool.workers for pool in self._judges.values()), default=0)
         self._room = asyncio.Semaphore(INFLIGHT * (self._drawers.workers + most))
-        self._gone: dict[str, str] = {}
+        self._gone: dict[tuple[str, str], str] = {}
         """Rows and judges that nothing more is asked of, and why."""
         self.failures: dict[tuple[str, str], list[str]] = {}
         """By row's label and what failed: a line for each prompt."""
@@ -138,7 +138,7 @@ class Engine:
     async def _draw(self, work: Work, place: RowStore, say: Callable[[str], None]) -> Any:
         """Reference to the pictures; None where they cannot be had."""
         row, number, evaluation = work.row, work.number, self._plan.evaluation
-        if why := self._gone.get(row.name):
+        if why := self._gone.get(("row", row.name)):
             return self._fail(row, "loading", why)
         try:
             drawn, pixels = await self._drawers.call(
@@ -152,7 +152,7 @@ class Engine:
                 returns=2,
             )
         except (NotLoaded, Hung) as error:
-            self._gone[row.name] = first_line(error)
+            self._gone["row", row.name] = first_line(error)
             return self._fail(row, "loading", first_line(error))
         except ValueError as error:
             return self._fail(row, "drawing", first_line(error))
@@ -173,17 +173,17 @@ class Engine:
         prompt = self._plan.prompts[work.number]
         tries = self._plan.scorers[name].retries + 1
         for last in (False,) * (tries - 1) + (True,):
-            if why := self._gone.get(name):
+            if why := self._gone.get(("judge", name)):
                 return self._fail(work.row, name, why)
             try:
                 [said] = await self._judges[name].call("judge", pixels, prompt)
                 return place.put(name, work.number, said)
             except (ConnectionError, Hung) as error:
-                self._gone[name] = first_line(error)
+                self._gone["judge", name] = first_line(error)
             except Exception as error:  # of a scorer's own code, too
                 if last:
                     return self._fail(work.row, name, first_line(error))
-        return self._fail(work.row, name, self._gone[name])
+        return self._fail(work.row, name, self._gone["judge", name])
 
     def _fail(self, row: Row, what: str, why: str) -> None:
         self.failures.setdefault((row.label, what), []).append(why)
