@@ -62,7 +62,7 @@ def _numbers(text: str) -> list[int]:
 
 def _number(text: str) -> int:
     """Of plain digits: `int` would take 1_0 and the digits of other scripts, too."""
-    if not re.fullmatch("[0-9]{1,19}", text):
+    if not re.fullmatch("-?[0-9]{1,19}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number such as 2")
     return int(text)
 

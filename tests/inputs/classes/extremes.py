@@ -142,9 +142,14 @@ CASES = [
     said("--monitor.spaces [nobody]", r"monitor\.spaces: 'nobody' is not among scorers"),
     *(
         said(
-            f"--scorers.{kind}.weight 1 {key} [{kind}]", rf"'{kind}' is a {kind}, which only scores"
+            f"--scorers.{kind}.weight 1 {path} {key} [{kind}]",
+            rf"'{kind}' is a {kind}, which only scores",
         )
-        for kind in ("geneval", "http", "unifiedreward")
+        for kind, path in (
+            ("geneval", ""),
+            ("http", "--scorers.http.path http://x/y"),
+            ("unifiedreward", "--scorers.unifiedreward.path http://x/v1"),
+        )
         for key in ("--perceptual.spaces", "--monitor.spaces", "--method.name pec --method.spaces")
     ),
     said("--scorers.dino.weight 1", r"scorers\.dino\.weight: a dino only encodes"),
