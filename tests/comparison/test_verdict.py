@@ -64,6 +64,10 @@ def test_a_method_that_levels_off_is_compared_where_all_of_its_seeds_have_been(
     assert first == (
         f"marginal: its seeds do not all get to 90% of the gain; compared at {share:.0%}"
     )
+    short, *rest = read.runs["ours"]
+    short = replace(short, evaluations={v: m for v, m in short.evaluations.items() if v <= 10})
+    behind = replace(read, runs={**read.runs, "ours": [short, *rest]})
+    assert tables.reached(behind, "ours") < share - 0.1, "the least seed counts"
     kept = np.mean(lines["ours"].cells["vendi/clip"])
     assert clip.startswith(f"marginal, clip space: keeps {kept:.0%} of the base's Vendi (yes, ")
 
