@@ -59,6 +59,10 @@ def make() -> None:
         raise ValueError(f"--count {arguments.count}: give 1 to 10,000,000")
     if arguments.seed < 0:
         raise ValueError(f"--seed {arguments.seed}: give 0 or more")
+    if arguments.to.exists():
+        raise ValueError(f"--to: {arguments.to} is there; give a new file")
+    if not arguments.to.absolute().parent.is_dir():
+        raise ValueError(f"--to: no folder {arguments.to.absolute().parent}; make it")
     made = geneval_prompts.make(
         geneval_prompts.read(arguments.held_out),
         count=arguments.count,

@@ -37,7 +37,7 @@ def estimate(recipe: Recipe, sizes: Sizes) -> Memory:
     perception = {
         "vae": sizes.vae,
         **({"tiny decoder": sizes.tiny} if sizes.tiny else {}),
-        **{f"scorer {name}": size or 0 for name, size in sizes.scorers.items()},
+        **{f"scorer {name}": size for name, size in sizes.scorers.items() if size},
         "a batch decoded": sizes.decode,
     }
     learner = {"transformer": sizes.transformer, **_learning(recipe, sizes)}

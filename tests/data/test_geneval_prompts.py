@@ -129,7 +129,9 @@ def test_the_job_writes_prompts_that_a_run_reads(tmp_path):
     assert len(read_prompts(file, judges={"geneval": Scorer(path="facebook/x")})) == 300
     again = run("--to", str(file))
     assert again.returncode == 2
-    assert "train.jsonl: file exists" in again.stderr
+    assert "train.jsonl is there; give a new file" in again.stderr
+    nowhere = run("--to", str(tmp_path / "no" / "train.jsonl"))
+    assert (nowhere.returncode, "no; make it" in nowhere.stderr) == (2, True)
     nowhere = tmp_path / "nowhere.jsonl"
     objects = [{"class": "dog", "count": 1}, {"class": "cat", "count": 1}]
     nowhere.write_text(json.dumps({"prompt": "a", "tag": "position", "include": objects}))
