@@ -10,10 +10,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from percent_ray.evaluation.aggregate import FRONTIER_POINTS
 from percent_ray.evaluation.judge import Protocol
-from percent_ray.recipe import bounds, strict_yaml
+from percent_ray.recipe import bounds, check, strict_yaml
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.errors import explain, short
 from percent_ray.recipe.load import RecipeError
+from percent_ray.recipe.paths import expanded
 from percent_ray.recipe.section import Section
 from percent_ray.recipe.tree import Monitor, Recipe
 
@@ -88,18 +89,15 @@ class Comparison(Section):
                 f"gpus {self.gpus:g}: is no part of a card; set it to {LEAST_GPU:g} or more, or to "
                 "0, which is the CPU"
             )
-        if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(
-                f"gpus {self.gpus:g}: above 1 whole cards are given; set it to {int(self.gpus)}, "
-                f"{int(self.gpus) + 1} or a part of one"
-            )
+        for problem in check.cards("gpus", self.gpus):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
     def _folder_is_a_place(self) -> Self:
         try:
             _ = self.home
-        except RuntimeError:  # no such user of ~user
+        except ValueError:
             raise ValueError(
                 f"folder {short(self.folder)}: there is no such user; write the path without ~"
             ) from None
@@ -119,7 +117,7 @@ class Comparison(Section):
     @property
     def home(self) -> Path:
         """Absolute: a worker of Ray may have another working directory."""
-        return Path(self.folder).expanduser().absolute() / self.name
+        return expanded(self.folder).absolute() / self.name
 
     @property
     def runs(self) -> Path:

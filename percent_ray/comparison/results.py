@@ -183,9 +183,9 @@ def versions_of(recipe: Recipe, protocol: Protocol) -> dict[int, Mapping[str, fl
     """The numbers of a run's checkpoints up to `run.steps`, by version; empty where it has none
     that were made under this recipe and judged under this protocol."""
     folder = folder_of(recipe)
-    if not (made_under(protocol, folder) and is_same(recipe)):
+    versions = made_under(protocol, folder)
+    if not (versions and is_same(recipe)):
         return {}
-    versions = stored.result(folder)["versions"]
     return {version: of for version, of in versions.items() if version <= recipe.run.steps}
 
 
@@ -194,11 +194,7 @@ def is_base_judged(plan: Plan) -> bool:
     comparison = plan.comparison
     recipe = plan.recipe(next(iter(comparison.rows)), comparison.seeds[0])
     settings = {"pool": comparison.pool, **judged_by(recipe, comparison.evaluation)}
-    folder = comparison.runs / BASE
-    return (
-        made_under(comparison.evaluation, folder, **settings)
-        and 0 in stored.result(folder)["versions"]
-    )
+    return 0 in made_under(comparison.evaluation, comparison.runs / BASE, **settings)
 
 
 def judged_by(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
@@ -214,18 +210,20 @@ def judged_by(recipe: Recipe, protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def made_under(protocol: Protocol, folder: Path, **settings: Any) -> bool:
-    """Whether a folder has results, and of this protocol and these settings. Raises Damaged where
-    they lack a metric that the protocol asks for."""
+def made_under(
+    protocol: Protocol, folder: Path, **settings: Any
+) -> Mapping[int, Mapping[str, float]]:
+    """A folder's results by version; empty where it has none of this protocol and these settings.
+    Raises Damaged where they lack a metric that the protocol asks for."""
     wanted = {"protocol": under(protocol), **settings}
     found = stored.result(folder)
     if not wanted.items() <= found.items():
-        return False
+        return {}
     names = [f"quality/{name}" for name in protocol.judges]
     names += [f"variance/{name}" for name in protocol.encoders]
     names += [f"vendi/{name}" for name in (*protocol.encoders, *SPACES)]
     stored.require(folder, found, names)
-    return True
+    return found["versions"]
 
 
 def under(protocol: Protocol) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def _load(
             components[name] = pretrained.read(component, place, part=name)
     if "add_watermarker" in known:
         components["add_watermarker"] = False
-    repo, revision = (folder, None) if Path(folder).is_dir() else hub.split(folder)
+    repo, revision = hub.split(folder)
     precision = {"torch_dtype": getattr(torch, row.dtype), "use_safetensors": True}
     try:
         return kind.from_pretrained(repo, revision=revision, **precision, **components)

@@ -90,7 +90,7 @@ def _pipeline_lines(source: Source, base: str, weights: str | None) -> list[str]
     }
     if model.true_cfg > 1:
         options |= {"negative_prompt": "", "true_cfg_scale": model.true_cfg}
-    repo, revision = (base, None) if Path(base).is_dir() else hub.split(base)
+    repo, revision = hub.split(base)
     at = f", revision={revision!r}" if revision else ""
     moved = (
         ""

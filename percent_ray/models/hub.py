@@ -42,7 +42,10 @@ def commit(place: Path) -> list[str]:
 
 
 def split(path: str) -> tuple[str, str | None]:
-    """The `owner/name` of a hub id and its revision, None where it has none."""
+    """The `owner/name` of a hub id and its revision, None where it has none; a folder of this
+    machine as it is."""
+    if Path(path).is_dir():
+        return path, None
     repo, _, revision = path.partition("@")
     return repo, revision or None
 
