@@ -208,25 +208,29 @@ def _time(
     recipe: Recipe, seconds: Seconds, real: float | None, images_per_hour: float | None
 ) -> list[str]:
     step, images = seconds.step(recipe), recipe.trained_images
-    parts = ", ".join(f"{role} {total:.3g}" for role, total in seconds.by_role.items())
+    parts = ", ".join(f"{role} {_digits(total)}" for role, total in seconds.by_role.items())
     lines = [
         seconds.source,
         f"worker-seconds of a step: {parts}",
-        f"a step in {step:.3g} s, {3600 * images / step:,.0f} images an hour, the run in "
-        f"{recipe.run.steps * step / 3600:.3g} h",
+        f"a step in {_digits(step)} s, {3600 * images / step:,.0f} images an hour, the run in "
+        f"{_digits(recipe.run.steps * step / 3600)} h",
     ]
     if real is not None:
-        lines.append(f"that step itself took {real:.3g} s")
+        lines.append(f"that step itself took {_digits(real)} s")
     if recipe.runtime.backend == "local":
         return lines
     lines.append(f"so that none waits: {_workers(seconds.needed(_slowest(recipe, seconds)))}")
     if images_per_hour is not None:
         wanted = 3600 * images / images_per_hour
         lines.append(
-            f"for {images_per_hour:,.0f} images an hour, a step in {wanted:.3g} s: "
+            f"for {images_per_hour:,.0f} images an hour, a step in {_digits(wanted)} s: "
             f"{_workers(seconds.needed(wanted))}"
         )
     return lines
+
+
+def _digits(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
 
 
 def _slowest(recipe: Recipe, seconds: Seconds) -> float:

@@ -16,8 +16,9 @@ from percent_ray.recipe.load import RecipeError
 from percent_ray.recipe.section import METHODS
 from percent_ray.recipe.tree import Recipe
 
-TFLOPS = 300.0
-"""Of a worker, where `--tflops` does not say it."""
+TFLOPS = 150.0
+"""Of a worker, where `--tflops` does not say it: an H100's with SD3.5-M at 512x512, 181 in sampling
+and 133 in updating (`benchmarks/baselines/gpu_sd3_h100.json`: utilisation x matrix_tflops)."""
 RECIPE_FILE = "recipe.yaml"
 """The recipe that a run writes into its folder and that `--resume` reads."""
 
@@ -38,7 +39,7 @@ examples
   python {job} --config FILE --dry-run --images-per-hour 20000
       what the recipe would do and need, in seconds and without its weights: memory and workers of
       each role; --measure runs a few steps for their times, else they are guessed from operations
-      at --tflops (default 300) trillion a second a worker
+      at --tflops (default 150, an H100's) trillion a second a worker
   python {job} --only rollout
       sample and perceive the groups of one step and write them to a file, to debug that half
   python {job} --only learn --from FILE

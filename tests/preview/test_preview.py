@@ -17,7 +17,7 @@ from percent_ray.models.base import family
 from percent_ray.objective.methods.gardo import Gardo
 from percent_ray.preview import memory, meta, report, sizes, stages
 from percent_ray.recipe import load as recipes
-from percent_ray.recipe.command_line import parse
+from percent_ray.recipe.command_line import TFLOPS, parse
 from percent_ray.roles.rollout import RolloutWorker
 from percent_ray.types import Prompt
 from tests import tiny
@@ -202,7 +202,7 @@ def test_sd35_medium_is_as_published(tmp_path):
     assert found.group == 24 * (20 * 16 * 64 * 64 * 4 + 9 * 4)
 
 
-@pytest.mark.parametrize("name", ["flux_dev_pickscore_fast", "sd35_medium_pickscore_24gb"])
+@pytest.mark.parametrize("name", ["flux_dev_pickscore_nft_pec", "sd35_medium_pickscore_24gb"])
 def test_a_recipes_numbers_are_those_of_its_dry_run(name, tmp_path):
     recipe, found = known(name, tmp_path)
     room = memory.estimate(recipe, found)
@@ -210,8 +210,8 @@ def test_a_recipes_numbers_are_those_of_its_dry_run(name, tmp_path):
     for role, parts in room.workers.items():
         gib = f"{sum(parts.values()) / 2**30:.0f}"
         assert f"{role} {gib}" in text or f"By --dry-run: {gib} GiB;" in text
-    step = stages.guessed(recipe, found, tflops=300).step(recipe)
-    assert f"; {step:.3g} s a step at 300 TFLOP/s" in text
+    step = stages.guessed(recipe, found, tflops=TFLOPS).step(recipe)
+    assert f"; {report._digits(step)} s a step at {TFLOPS:g} TFLOP/s" in text
 
 
 def test_a_tiny_decoder_is_counted_and_takes_less(tmp_path, capsys):
