@@ -101,7 +101,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple["Results", list[str]]:
 
 
 def claim(chosen: "Plan", store: "Store") -> None:
-    """Whatever is in the folder already is of the same evaluation."""
+    """Whatever is in the folder already is of the same evaluation, and whole."""
     from percent_ray.evaluation.store import stamps
 
     evaluation = chosen.evaluation
@@ -113,6 +113,8 @@ def claim(chosen: "Plan", store: "Store") -> None:
             asked = chosen.asked[name]._asdict()
             kept = settings.model_dump(include={"kind", "path", "color_path", "served_model"})
             place.claim_judge(name, {**kept, **asked, "files": stamps(settings.path)})
+        for _ in place.judged(chosen.asked, len(chosen.prompts)):
+            pass  # what is damaged is told before hours of drawing
 
 
 def draw_and_judge(chosen: "Plan", store: "Store") -> list[str]:

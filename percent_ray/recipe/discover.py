@@ -2,6 +2,7 @@
 that has the folder's entry at the start of a line. Files are read as text, so that looking for a
 name imports nothing."""
 
+import ast
 import functools
 import importlib
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ class Room:
         """Whether a module has this line."""
         return line in _lines(self.folder, name)
 
+    def parameters(self, name: str) -> frozenset[str]:
+        """Names that a module's entry takes, where that is a function."""
+        return _parameters(self, name)
+
     def unknown(self, name: str, *, key: str) -> str | None:
         """What is wrong with a name, in one line."""
         if name in self.names():
@@ -47,6 +52,18 @@ def _names(room: Room) -> list[str]:
         path.stem
         for path in (PACKAGE / room.folder).glob("*.py")
         if f"\n{room.entry}" in path.read_text(encoding="utf-8")
+    )
+
+
+@functools.cache
+def _parameters(room: Room, name: str) -> frozenset[str]:
+    text = (PACKAGE / room.folder / f"{name}.py").read_text(encoding="utf-8")
+    entry = room.entry.removeprefix("def ").removesuffix("(")
+    return frozenset(
+        argument.arg
+        for node in ast.parse(text).body
+        if isinstance(node, ast.FunctionDef) and node.name == entry
+        for argument in (*node.args.args, *node.args.kwonlyargs)
     )
 
 

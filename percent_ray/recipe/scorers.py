@@ -21,6 +21,8 @@ NO_DEFAULT = "HAS_DEFAULT = False"
 """In that of one whose path has to be set."""
 MEASURED = ("latent", "pixel", "vae", "vae_centred")
 """Spaces that are measured beside those of the scorers, under names of their own."""
+OF_SOME = ("color_path", "verdict", "served_model", "token_env", "timeout_s")
+"""Keys of a scorer that only kinds take whose `load` has a parameter of that name."""
 NAME = re.compile(r"[\w-]{1,100}", re.ASCII)
 """Of a scorer: it is a key, a folder and a column."""
 
@@ -37,6 +39,8 @@ def problems(scorers: Mapping[str, "Scorer"]) -> Iterator[str]:
         key = f"scorers.{name}.kind" if scorer.kind else "scorers"
         if problem := SCORERS.unknown(scorer.kind or name, key=key):
             yield problem
+        else:
+            yield from _useless(name, scorer)
         yield from _places(name, scorer)
         # Not repeated: it may be the token itself.
         if not re.fullmatch(r"([A-Z_][A-Z0-9_]*)?", scorer.token_env, re.ASCII):
@@ -44,6 +48,15 @@ def problems(scorers: Mapping[str, "Scorer"]) -> Iterator[str]:
                 f"scorers.{name}.token_env: no name of an environment variable; give one of "
                 "capitals, digits and '_', such as JUDGE_TOKEN"
             )
+
+
+def _useless(name: str, scorer: "Scorer") -> Iterator[str]:
+    """Keys that are set and that its kind does not take."""
+    kind = scorer.kind or name
+    for key in OF_SOME:
+        usual = type(scorer).model_fields[key].default
+        if getattr(scorer, key) != usual and key not in SCORERS.parameters(kind):
+            yield f"scorers.{name}.{key}: a {kind} has no use for it; leave it out"
 
 
 def _places(name: str, scorer: "Scorer") -> Iterator[str]:

@@ -5,17 +5,17 @@ where left out the scorer's own name):
 
     load(path: str, *, device: torch.device) -> Scorer
 
-A kind that needs more takes keys of the recipe beside it, by their names (`OF_SOME`). One
-that has no features of an image says so in a line `ENCODES = False`, and one that has no score in
-`SCORES = False`: a recipe that asks for it is refused at once. One behind a server has a line
-`SERVED = True`, and one whose path has to be set `HAS_DEFAULT = False`.
+A kind that needs more takes keys of the recipe beside it, by their names
+(`recipe.scorers.OF_SOME`). One that has no features of an image says so in a line
+`ENCODES = False`, and one that has no score in `SCORES = False`: a recipe that asks for it is
+refused at once. One behind a server has a line `SERVED = True`, and one whose path has to be set
+`HAS_DEFAULT = False`.
 
 `path` is a folder, a hub id, a name of the embedded world such as `shapes/pickscore`, a weights
 file or a URL: the kind refuses what it does not take (`recipe.paths.locate`). Empty stands for the
 kind's own default.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,12 +28,11 @@ from torch import Tensor
 from percent_ray.recipe import tree
 from percent_ray.recipe.discover import SCORERS
 from percent_ray.recipe.errors import first_line
+from percent_ray.recipe.scorers import OF_SOME
 from percent_ray.types import Prompt
 
 GREY = 128
 """Pixels of the picture that a scorer is tried on."""
-OF_SOME = ("color_path", "verdict", "served_model", "token_env", "timeout_s")
-"""Keys of a recipe's scorer that a kind's `load` may take as parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +170,7 @@ def load_scorer(name: str, settings: tree.Scorer, *, device: torch.device) -> Ch
     """The scorer `name` of a recipe. Raises ValueError that names it, in one line."""
     kind = settings.kind or name
     module = SCORERS.module(kind, key=f"scorers.{name}.kind")
-    taken = inspect.signature(module.load).parameters.keys() & set(OF_SOME)
-    for key in OF_SOME:
-        usual = tree.Scorer.model_fields[key].default
-        if key not in taken and getattr(settings, key) != usual:
-            raise ValueError(f"scorers.{name}.{key}: a {kind} has no use for it; leave it out")
+    taken = SCORERS.parameters(kind) & set(OF_SOME)
     own = {key: getattr(settings, key) for key in taken}
     try:
         scorer = module.load(settings.path, **own, device=device)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,19 @@ def test_kept_pictures_are_judged_by_another_encoder_and_none_is_drawn_again(tmp
     assert "base: policy" not in out
     rows = json.loads((tmp_path / "eval" / "evaluation.json").read_text())["rows"]
     assert "vendi/pickscore" in rows["pipeline"]["means"]
+
+
+def test_a_damaged_file_is_told_before_anything_is_drawn(straight, tmp_path):
+    folder = shutil.copytree(straight, tmp_path / "eval")
+    damaged, gone = sorted(folder.glob("rows/base/judged/clip/*.safetensors"))[:2]
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    gone.unlink()
+    code, out, err = run("--rows", written(tmp_path), "--folder", folder)
+    assert code == 2
+    assert f"{damaged} is damaged (" in err
+    assert "Traceback" not in err
+    assert "loading the judges" not in out
+    assert not gone.exists()
 
 
 def test_what_was_measured(straight):

@@ -6,12 +6,14 @@ from percent_ray.recipe.load import differences, load, moved
 
 
 def test_differences_leave_out_what_a_resumed_run_may_change(folder):
+    served = ("--scorers.judge.kind", "http", "--scorers.judge.path", "http://judge")
+
     def tree(*overrides):
-        return load(None, overrides).model_dump(mode="json")
+        return load(None, (*served, *overrides)).model_dump(mode="json")
 
     free = ("--run.steps", "7", "--runtime.rollout.workers", "3")
     free += ("--scorers.pickscore.batch_size", "3")
-    free += ("--scorers.pickscore.token_env", "JUDGE_TOKEN")
+    free += ("--scorers.judge.token_env", "JUDGE_TOKEN")
     assert differences(tree(), tree(*free)) == []
     assert differences(tree(), tree(*free, "--learner.lr", "1")) == [
         "learner.lr was 0.0003, is 1.0"

@@ -103,8 +103,8 @@ def test_null_takes_a_scorer_out(folder):
         ("--learner.lrr 1", "learner.lrr: unknown; did you mean learner.lr?"),
         ("--lr 1", "lr: unknown; did you mean learner.lr?"),
         (
-            "--scorers.clip.token_env sk-3f9a",
-            "scorers.clip.token_env: no name of an environment variable; give one of capitals, "
+            "--scorers.a.kind http --scorers.a.path http://a --scorers.a.token_env sk-3f9a",
+            "scorers.a.token_env: no name of an environment variable; give one of capitals, "
             "digits and '_', such as JUDGE_TOKEN",
         ),
         (

@@ -287,6 +287,3 @@ def test_the_color_model_is_loaded_with_the_scorer(mask2former, clip_folder, tmp
 def test_a_color_path_without_use_is_refused(clip_folder):
     with pytest.raises(ValueError, match=r"^scorers\.geneval: color_path is for .*; set path, too"):
         load_scorer("geneval", tree.Scorer(color_path=clip_folder), device=CPU)
-    message = r"^scorers\.mine\.color_path: a clip has no use for it; leave it out$"
-    with pytest.raises(ValueError, match=message):
-        load_scorer("mine", tree.Scorer(kind="clip", color_path=clip_folder), device=CPU)

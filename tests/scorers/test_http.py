@@ -223,15 +223,6 @@ def test_a_server_that_wants_a_token_says_where_to_set_it(token):
         http(url).score(GREY, PROMPTS)
 
 
-def test_keys_that_a_kind_has_no_use_for_are_refused():
-    for key, value in {"served_model": "x", "color_path": "x"}.items():
-        message = rf"^scorers\.judge\.{key}: a http has no use for it; leave it out$"
-        with pytest.raises(ValueError, match=message):
-            http("http://127.0.0.1:1", **{key: value})
-    with pytest.raises(ValueError, match=r"^scorers\.geneval\.timeout_s: a geneval has no use"):
-        load_scorer("geneval", Scorer(timeout_s=3), device=CPU)
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """A file with a certificate of 127.0.0.1 by an authority that nobody knows, and its key."""
