@@ -15,10 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 CODE = MODULES + sorted((ROOT / "jobs").rglob("*.py")) + sorted((ROOT / "benchmarks").rglob("*.py"))
 HEAVY = {
     *("ray", "deepspeed", "diffusers", "transformers", "peft", "mlflow", "pyarrow", "matplotlib"),
-    *("cv2", "pydantic", "rich", "yaml", "scipy", "sklearn"),
+    *("cv2", "pydantic", "rich", "yaml", "scipy"),
 }
-CLUSTERS = "percent_ray/objective/methods/diverse_grpo.py"
-"""Spectral clustering is sklearn's, which is imported where it is used."""
 
 
 ROOMS = [
@@ -55,8 +53,7 @@ def name_of(path):
 def test_the_pure_folders_import_torch_and_nothing_heavier(folder):
     for path in (PACKAGE / folder).rglob("*.py"):
         found = imports(path)
-        own = {"sklearn"} if name_of(path) == CLUSTERS else set()
-        assert top(found) & HEAVY == own, name_of(path)
+        assert not top(found) & HEAVY, name_of(path)
         own = {name for name in found if name.startswith("percent_ray.")}
         allowed = ("percent_ray.flow", "percent_ray.objective", "percent_ray.types")
         assert all(name.startswith(allowed) for name in own), (name_of(path), own)

@@ -129,7 +129,7 @@ def figure_4(results: Results) -> Chart | None:
 
 
 def figure_5(results: Results) -> Chart | None:
-    """The law R = -a exp(H) + b over the reference's training, by space."""
+    """The law R = -a exp(-H) + b over the reference's training, by space."""
     return _of_reference(results, figures.figure_5)
 
 

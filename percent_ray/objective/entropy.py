@@ -80,7 +80,8 @@ def fit_law(
 ) -> tuple[float, float, float]:
     """Least squares of R = -a exp(H) + b: (a, b, r2) (arXiv 2605.12112, eq. 15).
 
-    The published a = 3.13, b = 2.35 belong to H of the sign that the paper plots: -0.70 to -0.76.
+    The published a = 3.13, b = 2.35 belong to H as the paper plots it, E log p, from -0.70 to
+    -0.76: minus `perceptual_entropy`.
     Raises ValueError for fewer than 2 different entropies.
     """
     x, y = entropies.double().exp(), rewards.double()

@@ -26,7 +26,7 @@ NATS = 0.1
 """Least height of an axis of policy entropy."""
 FIGURE_2 = "Figure 2: policy entropy is constant, whatever variance does"
 FIGURE_4 = "Figure 4: what advantages pull towards; reward std, feature variance"
-FIGURE_5 = "Figure 5: the law R = -a exp(H) + b"
+FIGURE_5 = "Figure 5: the law R = -a exp(-H) + b"
 FIGURE_6 = "Figure 6: native and shaped; with and without PCVAE"
 FIGURE_7 = "Figure 7: reward, reward std and diversity along the training"
 FIGURE_S4 = "Figure S4: policy entropy and perceptual entropy"
@@ -80,22 +80,22 @@ def figure_4(rows: Sequence[Row], rewards: Sequence[str] = ()) -> Chart | None:
 
 
 def figure_5(rows: Sequence[Row]) -> Chart | None:
-    """The law R = -a exp(H) + b over the probes, by space, with the band of its fit."""
+    """The law R = -a exp(-H) + b over the probes, by space, with the band of its fit."""
     panels: list[Panel] = []
     for space in _spaces(rows, PERCEPTUAL_ENTROPY):
         lines: list[Line] = []
         for row in rows:
             entropies, rewards = of_law(row, space)
             if found := law(entropies, rewards):
-                order = np.argsort(entropies)
+                order = np.argsort(-entropies)
                 points = replace(row.look, dashes="")
-                x = np.exp(entropies[order])
+                x = np.exp(-entropies[order])
                 lines.append(Line(row.label, x, rewards[order], look=points))
                 fit = replace(row.look, marker="", width=1.2)
                 low, high = found.y - found.band, found.y + found.band
                 label = f"{row.label}, fit"
                 lines.append(Line(label, found.x, found.y, low, high, look=fit, in_key=False))
-        panels.append(Panel(f"reward over exp(H), {space} space", lines, xlabel="exp(H_perc)"))
+        panels.append(Panel(f"reward over exp(-H), {space} space", lines, xlabel="exp(-H_perc)"))
     words = (
         "What to look for: points of one training on one line mean that reward and perceptual "
         "entropy change together at a fixed rate a, as the paper found. Each point is a probe, the "

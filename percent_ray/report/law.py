@@ -1,4 +1,4 @@
-"""The law R = -a exp(H) + b between reward and perceptual entropy, and how sure its fit is
+"""The law R = -a exp(-H) + b between reward and perceptual entropy, and how sure its fit is
 (docs/method.md, "The law")."""
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Law:
     b_interval: Interval
     r2: float
     x: np.ndarray
-    """exp(H) of the probes [n], in order."""
+    """exp(-H) of the probes [n], in order."""
     y: np.ndarray
     """Reward by the fit, there."""
     band: np.ndarray
@@ -41,8 +41,9 @@ class Law:
 
 
 def law(entropies: Float[np.ndarray, " n"], rewards: Float[np.ndarray, " n"]) -> Law | None:
-    """The fit to probes, entropies in nats a dimension; pairs that are not finite are left out.
-    None for fewer than `FEWEST` of them, and where the entropy never changes."""
+    """The fit to probes, entropies H = -E log p in nats a dimension, of which the paper plots
+    minus; pairs that are not finite are left out. None for fewer than `FEWEST` of them, and where
+    the entropy never changes."""
     import torch
     from scipy.stats import t
 
@@ -52,8 +53,8 @@ def law(entropies: Float[np.ndarray, " n"], rewards: Float[np.ndarray, " n"]) ->
     h, r = (values[whole].astype(np.float64) for values in (entropies, rewards))
     if len(h) < FEWEST or not np.ptp(h) > 0:
         return None
-    a, b, r2 = fit_law(torch.tensor(h), torch.tensor(r))
-    x = np.exp(h)
+    a, b, r2 = fit_law(torch.tensor(-h), torch.tensor(r))
+    x = np.exp(-h)
     spread = x - x.mean()
     squares = np.square(spread).sum()
     noise = np.square(r - (b - a * x)).sum() / (len(x) - 2)

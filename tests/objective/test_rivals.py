@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
 from percent_ray.flow.sde import transition
@@ -45,21 +46,36 @@ def test_diverse_grpo_finds_the_bunches_and_pays_for_small_ones(sizes):
     np.testing.assert_allclose(bonus(found), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("seed", [2, 14, 26])
-def test_two_clusters_are_the_sides_of_the_normalized_affinitys_second_eigenvector(seed):
-    """L = D^-1/2 A D^-1/2, whose *largest* eigenvectors cluster. These draws fall apart otherwise
-    with another width of the affinity."""
-    features = torch.nn.functional.normalize(1 + 0.3 * normal(seed, 12, 4), dim=-1)
-    x = features.double().numpy()
-    squares = ((x[:, None] - x[None]) ** 2).sum(-1)
-    # torch's median, the lower of two in the middle.
-    pairs = np.sort(squares[np.triu_indices(len(x), 1)])
-    affinity = np.exp(-squares / pairs[(len(pairs) - 1) // 2])
-    degree = affinity.sum(1)
-    values, vectors = np.linalg.eigh(affinity / np.sqrt(degree[:, None] * degree[None]))
-    side = (vectors[:, np.argsort(values)[-2]] / np.sqrt(degree)) > 0
-    found = np.array(cluster(features, 2))
-    assert (found == found[0]).tolist() == (side == side[0]).tolist()
+@pytest.mark.parametrize("sizes", [(6, 6, 6, 6), (18, 3, 2, 1), (20, 2, 1, 1), (21, 1, 1, 1)])
+@pytest.mark.parametrize("spread", [0.01, 0.1, 0.2])
+def test_what_is_left_of_a_collapsed_group_is_a_cluster_of_its_own(sizes, spread):
+    """One picture many times, which is what the bonus is for."""
+    for seed in range(8):
+        features, labels = bunches(sizes, spread=spread, seed=seed)
+        expected = [math.sqrt(sum(sizes) / sizes[label]) for label in labels]
+        np.testing.assert_allclose(bonus(cluster(features, 4)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_clusters_are_those_of_lapacks_pivots_on_the_largest_eigenvectors(count):
+    """L = D^-1/2 A D^-1/2 with A_ii = 1, of draws without clusters: another width of the affinity,
+    another diagonal or the smallest eigenvectors part them otherwise."""
+    for seed in range(20):
+        features = torch.nn.functional.normalize(1 + 0.3 * normal(seed, 12, 4), dim=-1)
+        x = features.double().numpy()
+        squares = ((x[:, None] - x[None]) ** 2).sum(-1)
+        # torch's median, the lower of two in the middle.
+        pairs = np.sort(squares[np.triu_indices(len(x), 1)])
+        affinity = np.exp(-squares / pairs[(len(pairs) - 1) // 2])
+        degree = affinity.sum(1)
+        _, vectors = np.linalg.eigh(affinity / np.sqrt(degree[:, None] * degree[None]))
+        top = vectors[:, -count:]
+        pivots = scipy.linalg.qr(top.T, pivoting=True)[2][:count]
+        turned, _ = scipy.linalg.polar(top[pivots])
+        labels = np.abs(top @ turned.T).argmax(1)
+        found = np.array(cluster(features, count))
+        same = found[:, None] == found[None]
+        assert (same == (labels[:, None] == labels[None])).all(), seed
 
 
 def test_diverse_grpo_adds_the_bonus_to_the_reward():

@@ -49,9 +49,9 @@ def run(
 
 def numbers(step: float, lost: float, reward: str) -> dict[str, float]:
     done = step / STEPS
-    entropy = H - 0.05 * done
+    entropy = H + 0.05 * done
     found = {
-        "reward/mean": 1.0 - PRICE * float(np.exp(entropy)) + 3.0,
+        "reward/mean": 4.0 - PRICE * float(np.exp(-entropy)),
         "reward/std_in_group": 0.1 - 0.05 * done,
         "entropy/policy": 0.84,
         "entropy/policy_schedule": 0.84,

@@ -50,7 +50,7 @@ def test_figure_4_has_the_largest_and_the_least_pull(rows):
 
 def test_figure_5_draws_probes_and_the_fit_that_they_follow(rows):
     [(title, lines)] = panels(figures.figure_5(rows)).items()
-    assert title == "reward over exp(H), pickscore space"
+    assert title == "reward over exp(-H), pickscore space"
     assert list(lines) == ["one", "one, fit", "two", "two, fit"]
     np.testing.assert_allclose(lines["one"].y, 4.0 - fabricated.PRICE * lines["one"].x)
     [(run, space, fit), _] = figures.laws(rows)
@@ -84,7 +84,7 @@ def test_the_frontier_is_over_reward_and_not_over_steps(rows):
     [(title, lines)] = panels(figures.frontier(rows)).items()
     assert title == "Vendi in the group, eyes space"
     np.testing.assert_allclose(lines["one"].y[[0, -1]], [9.0, 6.0])
-    assert lines["one"].x[0] == pytest.approx(4 - 2 * np.exp(0.4))
+    assert lines["one"].x[0] == pytest.approx(4 - 2 * np.exp(-0.4))
 
 
 def test_what_only_probes_have_is_drawn_of_them(rows):

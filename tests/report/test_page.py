@@ -110,7 +110,7 @@ def test_what_a_run_lacks_is_told_with_the_key_that_gives_it(browser, home):
         "not drawn: Diversity at the same reward. bare: no reward on probes; set "
         "monitor.probe_every (every 20 steps, say). bare: no Vendi on probes; set "
         "monitor.probe_every (every 20 steps, say).",
-        "not drawn: Figure 5: the law R = -a exp(H) + b. bare: no perceptual entropy on probes; "
+        "not drawn: Figure 5: the law R = -a exp(-H) + b. bare: no perceptual entropy on probes; "
         "set monitor.probe_every (every 20 steps, say).",
         lines[-2],
     ]

@@ -1,13 +1,12 @@
 """DiverseGRPO (arXiv 2512.21514), a rival: images of small clusters are worth more."""
 
-import warnings
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Le
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
 from percent_ray.objective.methods.base import Shaped, Signals, normalized, term_metrics
@@ -58,11 +57,12 @@ def bonus(labels: list[int]) -> Float32[Tensor, " K"]:
 
 
 def cluster(features: Float32[Tensor, "K D"], count: int) -> list[int]:
-    """Spectral clusters of unit-norm features, scikit-learn's, without a random draw; fewer than
-    there are images. All in one where most of them are the same to float32."""
-    # scikit-learn ships no types.
-    from sklearn.cluster import SpectralClustering  # pyright: ignore[reportMissingTypeStubs]
+    """Spectral clusters of unit-norm features, without a random draw; fewer than there are images.
+    All in one where most of them are the same to float32.
 
+    Of the largest eigenvectors of D^-1/2 A D^-1/2. A has its diagonal of ones: without it an image
+    that is like no other is never a cluster of its own.
+    """
     values = features.double()
     distance = (values.unsqueeze(1) - values.unsqueeze(0)).square().sum(-1)
     rows, columns = torch.triu_indices(len(values), len(values), offset=1)
@@ -70,11 +70,20 @@ def cluster(features: Float32[Tensor, "K D"], count: int) -> list[int]:
     if median <= SAME or count < 2:
         return [0] * len(values)
     affinity = (-distance / median).exp()
-    # cluster_qr needs no start of k-means, and arpack's start is fixed.
-    split = SpectralClustering(
-        count, affinity="precomputed", assign_labels="cluster_qr", random_state=0
-    )
-    with warnings.catch_warnings():
-        # That outliers are far from the rest is what is looked for.
-        warnings.simplefilter("ignore")
-        return cast(Any, split).fit_predict(affinity.numpy()).tolist()
+    scale = affinity.sum(1).rsqrt()
+    _, vectors = torch.linalg.eigh(scale.unsqueeze(1) * affinity * scale)
+    return split(vectors[:, -count:]).tolist()
+
+
+def split(vectors: Float64[Tensor, "K C"]) -> Int64[Tensor, " K"]:
+    """Each row's cluster, of orthonormal eigenvectors (Damle, Minden and Ying, "Simple, direct, and
+    efficient multi-way spectral clustering", 2019): C rows that span most volume, by a QR
+    factorisation with pivots, stand for the clusters, and a row is of the one that it is most along
+    once they are turned to the axes."""
+    left, pivots = vectors, []
+    for _ in range(vectors.shape[1]):
+        pivots.append(int(left.square().sum(1).argmax()))
+        unit = left[pivots[-1]] / left[pivots[-1]].norm()
+        left = left - (left @ unit).unsqueeze(1) * unit
+    u, _, v = torch.linalg.svd(vectors[pivots].T)
+    return (vectors @ u @ v).abs().argmax(1)
