@@ -202,7 +202,7 @@ class Loop:
             self._groups[-1 - number] = asyncio.create_task(probe)
         groups = await self._gathered([-1 - number for number in range(len(self.probes))])
         self.observer.failed(version, [perception.failures for _, perception in groups])
-        metrics = describe(self.recipe, groups)
+        metrics = describe(self.recipe, groups, every=True)
         pictures = [(t.prompt.text, p.thumbnails) for t, p in groups]
         self.observer.probe(version, metrics, pictures)
         return groups

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from percent_ray import files, job, lock, recover
-from percent_ray.data.prompts import PromptStream, of_recipe
+from percent_ray.data.prompts import PromptStream, digest, of_recipe
 from percent_ray.learn import checkpoint
+from percent_ray.learn.engine import check_stamp
 from percent_ray.loop import Loop, Progress, Roles
 from percent_ray.models import text
 from percent_ray.monitor.journal import Journal
@@ -19,6 +20,7 @@ from percent_ray.monitor.tracking import Status, Tracker
 from percent_ray.recipe import load as recipes
 from percent_ray.recipe.command_line import RECIPE_FILE
 from percent_ray.recipe.errors import short
+from percent_ray.recipe.paths import locate_prompts
 from percent_ray.recipe.process import notes
 from percent_ray.recipe.tree import Recipe
 from percent_ray.types import Prompt
@@ -53,20 +55,14 @@ async def _train(
     *,
     resuming: bool,
 ) -> None:
-    progress, source, run_id = Progress(), None, None
-    passed: list[str] = []
+    progress, source, run_id, passed = Progress(), None, None, list[str]()
     if resuming:
         source, passed = checkpoint.resumable(folder)
         if source is None:
             found = "".join(f"; {line}" for line in passed)
             raise ValueError(f"{folder} has no whole checkpoint to resume; start a new run{found}")
-        state = checkpoint.read_state(source, recipe)
+        state = _resumed(recipe, source, prompts)
         progress = Progress(state.version, state.shape_state, state.oldest)
-        if state.version > recipe.run.steps:
-            raise ValueError(
-                f"run.steps {recipe.run.steps}: {source} is of step {state.version}; set that or "
-                "more"
-            )
         run_id = state.mlflow_run_id
         then, now = checkpoint.read_recipe(source), recipe.model_dump(mode="json")
         passed += recipes.moved(dict(then), now).values()
@@ -93,7 +89,7 @@ async def _train(
             tracker.file(folder / RECIPE_FILE, "recipe")
             said = [*passed, *notes(recipe), *_cut(recipe, prompts)]
             terminal.say("\n".join([*roles.loaded, *said]))
-            saves = _Checkpoint(recipe, folder, roles, tracker)
+            saves = _Checkpoint(recipe, folder, roles, tracker, prompts=digest(prompts))
             begin = _loops(recipe, roles, prompts, probes, journal, saves)
             progress = await recover.run(
                 begin, progress, roles, recipe=recipe, folder=folder, say=terminal.say
@@ -105,6 +101,28 @@ async def _train(
         journal.draw()
         tracker.close(status)
     terminal.say(journal.summary(checkpoint.latest(folder), said))
+
+
+def _resumed(recipe: Recipe, source: Path, prompts: Sequence[Prompt]) -> checkpoint.DriverState:
+    """Where a checkpoint stands. Raises ValueError for whatever another recipe, other learners or
+    other prompts would not go on with exactly."""
+    state = checkpoint.read_state(source, recipe)
+    is_local = recipe.runtime.backend == "local"
+    check_stamp(
+        source,
+        stage=None if is_local else recipe.learner.zero_stage,
+        world=1 if is_local else recipe.runtime.learner.workers,
+    )
+    if state.prompts not in ("", digest(prompts)):
+        raise ValueError(
+            f"{locate_prompts(recipe.data.prompts)} is not what the run began with; put that back, "
+            "or start a new run"
+        )
+    if state.version > recipe.run.steps:
+        raise ValueError(
+            f"run.steps {recipe.run.steps}: {source} is of step {state.version}; set that or more"
+        )
+    return state
 
 
 def _loops(
@@ -157,8 +175,11 @@ async def _start(
 class _Checkpoint:
     """Writes everything that `--resume` needs, whole or not at all."""
 
-    def __init__(self, recipe: Recipe, folder: Path, roles: Roles, tracker: Tracker) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, roles: Roles, tracker: Tracker, *, prompts: str
+    ) -> None:
         self._recipe, self._folder, self._roles, self._tracker = recipe, folder, roles, tracker
+        self._prompts = prompts
 
     async def __call__(self, progress: Progress) -> None:
         run = self._recipe.run
@@ -168,6 +189,7 @@ class _Checkpoint:
             shape_state=progress.shape_state,
             mlflow_run_id=self._tracker.run_id,
             oldest=oldest,
+            prompts=self._prompts,
         )
         written = checkpoint.writing(self._folder, progress.version, keep=run.keep_checkpoints)
         with ExitStack() as stack:
@@ -225,8 +247,11 @@ async def _ended_by_signals(training: Coroutine[Any, Any, None], got: list[signa
     assert task is not None
 
     def end(number: signal.Signals) -> None:
+        if number in got:
+            return  # `timeout` sends SIGTERM twice
         got.append(number)
-        running.remove_signal_handler(number)
+        if number == signal.SIGINT:  # a second Ctrl-C does not wait
+            running.remove_signal_handler(number)
         task.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -235,13 +260,14 @@ async def _ended_by_signals(training: Coroutine[Any, Any, None], got: list[signa
 
 
 def _stop_on_signals(loop: Loop) -> None:
-    """SIGTERM (`ray job stop`) and the first Ctrl-C end the run after the step at hand, with a
-    checkpoint; a second Ctrl-C ends it at once."""
+    """SIGTERM (`ray job stop`), however often, and the first Ctrl-C end the run after the step at
+    hand, with a checkpoint; a second Ctrl-C ends it at once."""
     running = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
         loop.stopping = True
-        running.remove_signal_handler(number)
+        if number == signal.SIGINT:
+            running.remove_signal_handler(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, stop, number)

@@ -5,7 +5,7 @@ An image's reward is the weighted sum of its scores, normalized or as they are; 
 is up to the recipe's method (objective/methods).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -83,29 +83,33 @@ def shape(
     return ShapedBatch(version, rows), shaped.state, metrics
 
 
-def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
-    """Rewards, entropies and diversity of the groups that are not dropped, each averaged over those
-    that have it, and the failed rewards of all; rewards are raw, whether or not they are normalized
-    where they are learned from.
+def describe(recipe: Recipe, groups: Sequence[Group], *, every: bool = False) -> dict[str, float]:
+    """Rewards, entropies and diversity of the groups, each averaged over those that have it, and
+    the failed rewards of all; rewards are raw, whether or not they are normalized where they are
+    learned from, and none is of a dropped group. `every`: only what all groups have, so that two
+    probes are of the same prompts.
 
     `entropy/policy` is measured: -E log pi_old of the drawn latents. `entropy/policy_schedule` is
     the closed form of the transitions that drew them, which the first must equal up to its noise.
     The forward process has no transitions, so neither.
     """
     values: dict[str, list[float]] = {}
+    paid = {name for name in recipe.scored if recipe.scorers[name].weight}
+    whole = [not seen.dropped and paid <= seen.rewards.keys() for _, seen in groups]
 
     def note(name: str, value: float) -> None:
         values.setdefault(name, []).append(value)
 
-    for trajectory, perception in groups:
-        if perception.dropped:
-            continue
-        for name, scores in perception.rewards.items():
+    for (trajectory, perception), has_all in zip(groups, whole, strict=True):
+        for name, scores in () if perception.dropped else perception.rewards.items():
             note(f"reward/{name}_mean", float(scores.mean()))
             note(f"reward/{name}_std_in_group", float(scores.std()))
-        rewards = _reward(recipe, perception, normalize=False)
-        note("reward/mean", rewards.mean().item())
-        note("reward/std_in_group", rewards.std(correction=0).item())
+        # Without an optional score it is another sum: only where no group has the whole one.
+        if has_all or not (any(whole) or every or perception.dropped):
+            scores = {name: torch.tensor(of) for name, of in perception.rewards.items()}
+            rewards = _weighted(recipe, scores)
+            note("reward/mean", rewards.mean().item())
+            note("reward/std_in_group", rewards.std(correction=0).item())
         if trajectory.steps:
             log_prob, std = torch.tensor(perception.log_p_policy), torch.tensor(trajectory.std)
             measured = entropy.policy_entropy(log_prob, std, kind=recipe.sampling.kind)
@@ -121,23 +125,36 @@ def describe(recipe: Recipe, groups: Sequence[Group]) -> dict[str, float]:
         for space, variance in perception.variance.items():
             note(f"diversity/variance_{space}", variance)
     failures = sum(len(perception.failures) for _, perception in groups)
-    return {name: float(np.mean(v)) for name, v in values.items()} | {
+    fewest = len(groups) if every else 1
+    return {name: float(np.mean(v)) for name, v in values.items() if len(v) >= fewest} | {
         "groups/failed_rewards": float(failures)
     }
 
 
-def _reward(recipe: Recipe, perception: Perception, *, normalize: bool) -> Float32[Tensor, " K"]:
-    """Weighted sum of the scores; judges weigh 0. An optional scorer that failed for the group adds
-    nothing to any of its images, which leaves the differences in the group to the others.
+def _weighted(recipe: Recipe, scores: Mapping[str, Float32[Tensor, "*B"]]) -> Float32[Tensor, "*B"]:
+    """The sum of the scores by their weights; judges weigh 0."""
+    return torch.stack([recipe.scorers[name].weight * of for name, of in scores.items()]).sum(0)
 
-    What is learned from has those normalized whose recipe says so; what is reported has none."""
-    parts: list[Tensor] = []
-    for name, scores in perception.rewards.items():
-        settings, values = recipe.scorers[name], torch.tensor(scores)
-        if normalize and settings.normalize:
-            values = advantage.normalized(values)
-        parts.append(settings.weight * values)
-    return torch.stack(parts).sum(0)
+
+def _scores(recipe: Recipe, perceptions: Sequence[Perception]) -> dict[str, Float32[Tensor, "G K"]]:
+    """What is learned from: each score, normalized where the recipe says so.
+
+    An optional scorer that failed for a group has there, for all of its images, its mean over the
+    others: that leaves the differences in the group to the other scorers and the group's level
+    where it was, which the std of all groups would otherwise take for a spread of rewards."""
+    found: dict[str, Tensor] = {}
+    for name in recipe.scored:
+        there = {
+            i: torch.tensor(p.rewards[name]) for i, p in enumerate(perceptions) if name in p.rewards
+        }
+        if not there:
+            continue
+        if recipe.scorers[name].normalize:
+            there = {i: advantage.normalized(scores) for i, scores in there.items()}
+        known = torch.stack([*there.values()])
+        lacking = known.mean().expand(known.shape[1])
+        found[name] = torch.stack([there.get(i, lacking) for i in range(len(perceptions))])
+    return found
 
 
 def _signals(
@@ -149,7 +166,7 @@ def _signals(
     scores = set.intersection(*(set(p.rewards) for p in perceptions))
     return Signals(
         group_ids=torch.tensor([t.group_id for t in trajectories]),
-        rewards=torch.stack([_reward(recipe, p, normalize=True) for p in perceptions]),
+        rewards=_weighted(recipe, _scores(recipe, perceptions)),
         scores={k: _stack([p.rewards[k] for p in perceptions]) for k in scores},
         log_prob=_log_prob(recipe, perceptions, torch.tensor(trajectories[0].std)),
         log_p_perc={

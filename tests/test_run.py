@@ -33,7 +33,7 @@ def test_the_event_loop_is_free_while_a_checkpoint_goes_to_disk(tmp_path, monkey
     slow, ticks = checkpoint.seal, []
     monkeypatch.setattr(checkpoint, "seal", lambda folder: (time.sleep(0.3), slow(folder)))
     tracker = SimpleNamespace(run_id=None, file=lambda path, name: None)
-    write = _Checkpoint(Recipe(), tmp_path, SimpleNamespace(save=save), tracker)
+    write = _Checkpoint(Recipe(), tmp_path, SimpleNamespace(save=save), tracker, prompts="")
 
     async def tick() -> None:
         while True:
@@ -57,7 +57,7 @@ def test_a_checkpoint_that_the_learner_wrote_elsewhere_is_none(tmp_path):
         (tmp_path / "elsewhere" / "policy").mkdir(parents=True)
 
     tracker = SimpleNamespace(run_id=None, file=lambda path, name: None)
-    write = _Checkpoint(Recipe(), tmp_path, SimpleNamespace(save=save), tracker)
+    write = _Checkpoint(Recipe(), tmp_path, SimpleNamespace(save=save), tracker, prompts="")
     with pytest.raises(ValueError, match=r"no engine\.json, learner\.json, policy: its"):
         asyncio.run(write(Progress(4)))
     assert checkpoint.latest(tmp_path) is None

@@ -129,6 +129,45 @@ def test_an_optional_reward_that_failed_leaves_the_others_to_decide():
     assert "reward/clip_mean" not in metrics
 
 
+def test_a_group_that_lacks_an_optional_reward_has_the_level_of_the_others():
+    """Else the std of all groups' rewards takes the step down for a spread, and the other groups'
+    advantages shrink."""
+    levelled = {"clip": np.full(K, 40.0, np.float32)}
+    groups = [
+        group(i, rewards={"pickscore": group(i)[1].rewards["pickscore"]} | (levelled if i else {}))
+        for i in range(4)
+    ]
+    rewards = _signals(recipe(), groups, {}, []).rewards
+    for row, (_, seen) in zip(rewards, groups, strict=True):
+        np.testing.assert_allclose(row, 2.0 * seen.rewards["pickscore"] + 0.5 * 40.0, rtol=1e-6)
+    whole = describe(recipe(), groups[1:])
+    assert describe(recipe(), groups)["reward/mean"] == whole["reward/mean"]
+
+
+def test_where_no_group_has_an_optional_reward_the_others_are_the_sum():
+    seen = group(0)[1].rewards["pickscore"]
+    told = describe(recipe(), [group(0, rewards={"pickscore": seen})])
+    assert told["reward/mean"] == pytest.approx(2.0 * float(seen.mean()), rel=1e-6)
+
+
+def test_probes_tell_only_what_all_their_prompts_have():
+    """With one prompt less it is another mean, and would look as if the policy had changed."""
+    told = describe(recipe(), [group(7), group(8)], every=True)
+    only = {"pickscore": group(8)[1].rewards["pickscore"]}
+    lost = group(8, rewards=only, log_p_perc={}, dropped=True, failures={"clip": "x"})
+    lacking = group(8, rewards=only, failures={"clip": "x"})
+    dropped = describe(recipe(), [group(7), lost], every=True)
+    assert not [name for name in dropped if name.startswith(("reward/", "entropy/perceptual"))]
+    optional = describe(recipe(), [group(7), lacking], every=True)
+    assert [name for name in told if name not in optional] == [
+        *("reward/clip_mean", "reward/clip_std_in_group", "reward/mean", "reward/std_in_group")
+    ]
+    for found in (dropped, optional):
+        same = {name: told[name] for name in found if name != "groups/failed_rewards"}
+        assert {name: found[name] for name in same} == same
+        assert "diversity/vendi_clip" in found
+
+
 SPREADS = {"pickscore": 1.0, "clip": 0.01}
 
 

@@ -1,5 +1,7 @@
 """Prompt files, and the order in which a run goes through them."""
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -63,6 +65,12 @@ def of_recipe(recipe: tree.Recipe) -> tuple[list[Prompt], list[Prompt]]:
     path, most = recipe.data.probe_prompts, recipe.monitor.probe_groups
     probes = read_prompts(locate_prompts(path), judges=judges) if path else prompts
     return prompts, probes[:most]
+
+
+def digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 of prompts in their order, with all that their lines say."""
+    said = [[prompt.text, dict(prompt.metadata or {})] for prompt in prompts]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 class PromptStream:

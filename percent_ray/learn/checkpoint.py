@@ -54,6 +54,9 @@ class DriverState:
     oldest: int
     """The first version that the next groups are drawn by (`Slots.drawn_by`). Where it is before
     `version`, the weights of the versions between are in the checkpoint: `learn/older.py`."""
+    prompts: str = ""
+    """`data.prompts.digest` of the prompts: another file would go on with other groups. Empty in
+    checkpoints that are older than it."""
 
 
 @contextmanager

@@ -60,14 +60,14 @@ class Forward:
     def begin(self, later: Iterator[MicroBatch]) -> None:
         """The old policy's weights are kept: nothing has to be taken before they change."""
 
-    def check(self, first: Mapping[str, float]) -> Mapping[str, float]:
+    def check(self, first: Mapping[str, float], *, strict: bool) -> Mapping[str, float]:
         """The floor of AWM's ratio, whose old velocity is taken without gradients: other kernels
         may run then. NFT has none."""
         if not self._has_ratio:
             return {}
         same = "model.compile false" if self._recipe.model.compile else "model.dtype float32"
         why = "velocities with and without gradients round differently, by more"
-        return floor_of(first, self._recipe.objective, why=why, instead=same)
+        return floor_of(first, self._recipe.objective, strict=strict, why=why, instead=same)
 
     def tally(self, device: torch.device) -> Tally:
         if not self._has_ratio:

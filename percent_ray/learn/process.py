@@ -9,6 +9,7 @@ from torch import Tensor
 
 from percent_ray.learn.batch import MicroBatch
 from percent_ray.learn.engine import Engine
+from percent_ray.metrics import FLOOR_OUTSIDE
 from percent_ray.objective.grpo import RatioMetrics
 from percent_ray.recipe import tree
 from percent_ray.types import ShapedBatch
@@ -17,7 +18,8 @@ DEVIATION = "ratio/max_dev"
 """Largest |ratio - 1|; in the first optimizer step 0 but for rounding, where the weights have drawn
 the batch themselves."""
 FLOOR = "ratio/floor"
-"""The same of a run's first optimizer step, before the weights change: nothing but rounding."""
+"""The same of a learner step's first optimizer step, before the weights change: nothing but
+rounding."""
 RATIO = ("kl/approx", "ratio/mean", "ratio/clip_low", "ratio/clip_high", "ratio/outside")
 """Means over what has a ratio."""
 
@@ -54,10 +56,11 @@ class Process(Protocol):
         need not be looked at."""
         ...
 
-    def check(self, first: Mapping[str, float]) -> Mapping[str, float]:
-        """What `reduce` makes of the first optimizer step that a run takes, before its weights
+    def check(self, first: Mapping[str, float], *, strict: bool) -> Mapping[str, float]:
+        """What `reduce` makes of the first optimizer step of a learner step, before its weights
         change, on a batch that they have drawn themselves: what of it is to be logged. Raises
-        ValueError where training would be on rounding."""
+        ValueError where it is `strict`, as a run's first one is, and training would be on
+        rounding: later batches may have other sizes, and trained weights other roundings."""
         ...
 
     def tally(self, device: torch.device) -> Tally:
@@ -102,16 +105,16 @@ def sums_of(ratio: RatioMetrics) -> dict[str, Tensor]:
 
 
 def floor_of(
-    first: Mapping[str, float], objective: tree.Objective, *, why: str, instead: str
+    first: Mapping[str, float], objective: tree.Objective, *, strict: bool, why: str, instead: str
 ) -> dict[str, float]:
     """How far rounding alone moves the ratio, of `Process.check`. Raises ValueError, with `why` and
-    what to set `instead`, where that is more than half of the clip range."""
+    what to set `instead`, where `strict` and that is more than half of the clip range."""
     floor, share = first[DEVIATION], first["ratio/outside"]
     clip = min(objective.clip_low, objective.clip_high)
-    if floor > clip / 2:  # nan is named where the gradient is looked at
+    if strict and floor > clip / 2:  # nan is named where the gradient is looked at
         raise ValueError(
             f"before the first update the ratio is up to {floor:.1e} from 1 ({share:.0%} of what "
             f"is learned from lies outside the clip range): {why} than half of objective.clip_low "
             f"or clip_high, {clip:g}; set {instead}, or a wider clip range"
         )
-    return {FLOOR: floor, f"{FLOOR}_outside": share}
+    return {FLOOR: floor, FLOOR_OUTSIDE: share}

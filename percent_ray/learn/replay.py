@@ -49,21 +49,22 @@ class Replay:
             # With gradients, as they will be learned from: without them other kernels may run,
             # which round otherwise, in compiled blocks and not only there.
             found = [self._log_prob(batch, step).detach() for step in steps]
-            self._old |= zip(batch.ids, torch.stack(found, dim=1), strict=True)
+            if not batch.padding:  # a pass of another size over an image that has its own
+                self._old |= zip(batch.ids, torch.stack(found, dim=1), strict=True)
 
-    def check(self, first: Mapping[str, float]) -> Mapping[str, float]:
-        """The ratio's floor: how far rounding alone moves it. Raises ValueError where that is more
-        than half of the clip range."""
+    def check(self, first: Mapping[str, float], *, strict: bool) -> Mapping[str, float]:
+        """The ratio's floor: how far rounding alone moves it. Raises ValueError where `strict` and
+        that is more than half of the clip range."""
         same = "model.compile false" if self._compiled else "model.dtype float32"
         stored = self._sampling.storage_dtype
         if self._objective.ratio == "guard" and stored != "float32":
             why = f"GRPO-Guard's means are stored in {stored}, whose rounding is more"
-            return floor_of(
-                first, self._objective, why=why, instead=f"sampling.storage_dtype float32, {same}"
-            )
+            instead = f"sampling.storage_dtype float32, {same}"
+            return floor_of(first, self._objective, strict=strict, why=why, instead=instead)
         return floor_of(
             first,
             self._objective,
+            strict=strict,
             why="draw and replay round differently, by more",
             instead=f"objective.old_log_prob replayed, {same}",
         )

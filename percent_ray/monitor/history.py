@@ -5,6 +5,7 @@ that is not finite is written as null and read back as NaN. A step may have seve
 has its own; a resumed run repeats steps that its checkpoint lacked): the later value counts.
 """
 
+import contextlib
 import errno
 import json
 import math
@@ -46,7 +47,8 @@ class History:
                 raise FileNotFoundError(errno.ENOENT, "it was deleted", str(self.path))
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that `append` could not write, and said so
+            self._file.close()
 
 
 def read(path: Path) -> dict[int, dict[str, float]]:

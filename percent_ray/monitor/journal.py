@@ -107,7 +107,7 @@ class Journal:
             self._tracker.metrics(version, {f"{PROBE}{name}": v for name, v in moved.items()})
         finally:
             metrics = self._last = {**metrics, **moved}
-            self._first = self._first or metrics
+            self._first = {**metrics, **self._first}  # a judge may have failed at the first one
             for line in (probe_line(version, metrics, self._first), *self._alarms()):
                 self._terminal.say(line)
 

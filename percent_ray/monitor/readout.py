@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from percent_ray.metrics import (
     DESCENT,
     DIFFER,
+    FLOOR_OUTSIDE,
     GRADIENT,
     NOISE,
     PIXELS,
@@ -92,6 +93,13 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
             f"steps overshoot: on fresh images the last update leads uphill (cosine "
             f"{ahead.mean:.4f} ± {ahead.error:.4f}); set learner.lr lower, "
             "learner.lr_half_life to let it fall, or data.groups_per_step higher"
+        )
+    rounded = [m[FLOOR_OUTSIDE] for m in steps if m.get(FLOOR_OUTSIDE)]
+    if rounded:
+        lines.append(
+            f"rounding: in {len(rounded)} of {len(steps)} steps it moved the ratio of up to "
+            f"{max(rounded):.1%} of what is learned from out of the clip range before any update "
+            "(ratio/floor); set objective.old_log_prob replayed, or a wider clip range"
         )
     differ = [m[DIFFER] for m in steps if DIFFER in m]
     if differ and (mean := math.fsum(differ) / len(differ)) < FEW:

@@ -95,10 +95,11 @@ class Learner:
         floor: Mapping[str, float] = {}
         drawn = all(row.version == self.version for row in batch.rows)
         lr = rate(self._recipe.learner, self.version)
-        for chunk in parts:
+        for number, chunk in enumerate(parts):
             tallies.append(self._accumulate(images, chunk))
-            if drawn and not self._checked:
-                floor = self._process.check(reduce(tallies, self._engine))
+            if drawn and not number:
+                first = reduce(tallies, self._engine)
+                floor = self._process.check(first, strict=not self._checked)
                 self._checked = True
             cut = [share for share in shares(chunk, world=self._engine.world) if share]
             whole = all(images.split(one[-1], other[0]) for one, other in pairwise(cut))

@@ -1,6 +1,7 @@
 """The cluster that a process joins, or starts: with a token, and on loopback alone."""
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -15,7 +16,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import ray_constants, worker
+from ray._private import ray_constants, services, worker
 
 LEAVE_S = 10.0
 """Longest wait for the end of the processes of a cluster that this process has started."""
@@ -50,7 +51,7 @@ def _connect(cpus: int | None) -> None:
                 raise ValueError(f"RAY_ADDRESS {address}: {error}") from error
         return
     _make_token()
-    with _on_loopback():
+    with _on_loopback(), _in_groups_of_their_own():
         ray.init(**quiet, **own)
 
 
@@ -83,6 +84,19 @@ def _on_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
         if given is None:
             del os.environ[name]
+
+
+@contextlib.contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """The cluster's processes that are started inside do not get the signals of this one's process
+    group: `timeout`, systemd and Slurm send SIGTERM to all of it, and a run that is to end with a
+    checkpoint needs its cluster until then. Ray itself shields them from Ctrl-C alone."""
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def leave() -> None:

@@ -24,7 +24,7 @@ def sample_groups(recipe: Recipe) -> Path:
 
     Returns the file; a picture grid lies beside it.
     """
-    prompts, _ = of_recipe(recipe)
+    prompts, probes = of_recipe(recipe)
     sampler = RolloutWorker(recipe, worker="rollout")
     perceiver = PerceptionWorker(recipe, worker="perception")
     print("\n".join([*sampler.ready(), *perceiver.ready()]))
@@ -41,7 +41,12 @@ def sample_groups(recipe: Recipe) -> Path:
             f"group {group_id}: {prompt.text!r}  {rewards}  "
             f"sample {trajectory.span.seconds:.1f} s  perceive {perception.span.seconds:.1f} s"
         )
-    batch, _, metrics = shape(recipe, 0, groups, {})
+    measured: list[Group] = []
+    if getattr(recipe.method, "strength", None) == "auto":  # which is found on probes
+        for number, prompt in enumerate(probes):
+            trajectory = sampler.sample(-1 - number, prompt, version=0)
+            measured.append((trajectory, perceiver.perceive(trajectory, pictures=False)))
+    batch, _, metrics = shape(recipe, 0, groups, {}, measured)
     folder = Path(recipe.run.folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{recipe.run.name}-{time.strftime('%Y%m%d-%H%M%S')}.arrow"

@@ -1,5 +1,6 @@
 import pytest
 
+from percent_ray.recipe.tree import Recipe
 from percent_ray.runtime import halves
 from tests.end_to_end import world as worlds
 
@@ -19,6 +20,14 @@ def test_the_halves_of_the_forward_process(world, tmp_path):
     metrics = halves.learn_groups(recipe, halves.sample_groups(recipe))
     assert metrics["learner/images"] == 8
     assert metrics["velocity/first_moved_max"] == 0
+
+
+def test_a_strength_that_probes_set_has_them(world, tmp_path, capsys):
+    fields = worlds.recipe(world, tmp_path, backend="local").model_dump()
+    method = {"name": "marginal_pec", "strength": "auto", "image_spaces": ["clip"]}
+    recipe = Recipe.model_validate(fields | {"method": method})
+    halves.sample_groups(recipe)
+    assert "\ngroups: " in capsys.readouterr().out
 
 
 def test_a_foreign_file_is_one_clear_error(world, tmp_path):

@@ -61,6 +61,13 @@ def test_steps_that_overshoot_are_told_from_those_that_do_not():
     assert readout.words([{"signal/descent": v} for v in (-0.012, 0.009, -0.006, 0.004, 0.0)]) == []
 
 
+def test_rounding_that_is_clipped_is_told():
+    steps = [{"ratio/floor": 1e-5, "ratio/floor_outside": share} for share in (0.0, 0.05, 0.02)]
+    [line] = readout.words(steps)
+    assert line.startswith("rounding: in 2 of 3 steps it moved the ratio of up to 5.0% of what")
+    assert readout.words(steps[:1]) == []
+
+
 def test_groups_without_a_difference_are_told():
     [line] = readout.words([{"groups/differ": 0.25}] * 3)
     assert line.startswith("rewards differ in 25% of the groups only")

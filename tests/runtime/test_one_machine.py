@@ -11,12 +11,14 @@ from percent_ray.runtime import connection
 
 LISTENERS = """
 import os
+import signal
 import subprocess
 import sys
 import psutil
 import ray
 from percent_ray.runtime import connection
 
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
 connection.connect(cpus=1)
 assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ
 
@@ -38,6 +40,8 @@ subprocess.run(
     [sys.executable, "-c", joining], env=os.environ | {"RAY_ADDRESS": address}, check=True
 )
 mine = own.children(recursive=True)
+os.killpg(0, signal.SIGTERM)  # as `timeout` and systemd do
+assert ray.get(Actor.remote().port.remote(), timeout=60)
 connection.leave()
 print("left", [p.name() for p in mine if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
 """
@@ -58,10 +62,14 @@ def test_the_token_is_its_users_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray does so by itself")
-def test_every_port_is_on_loopback_and_no_process_is_left():
+def test_every_port_is_on_loopback_and_no_process_is_left_of_what_a_signal_has_not_ended():
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(
-        [sys.executable, "-c", LISTENERS], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", LISTENERS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
     )
     assert done.returncode == 0, done.stderr
     *lines, left = done.stdout.splitlines()

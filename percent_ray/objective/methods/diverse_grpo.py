@@ -71,19 +71,19 @@ def cluster(features: Float32[Tensor, "K D"], count: int) -> list[int]:
         return [0] * len(values)
     affinity = (-distance / median).exp()
     scale = affinity.sum(1).rsqrt()
-    _, vectors = torch.linalg.eigh(scale.unsqueeze(1) * affinity * scale)
+    vectors = np.linalg.eigh((scale.unsqueeze(1) * affinity * scale).numpy()).eigenvectors
     return split(vectors[:, -count:]).tolist()
 
 
-def split(vectors: Float64[Tensor, "K C"]) -> Int64[Tensor, " K"]:
+def split(vectors: Float64[np.ndarray, "K C"]) -> Int64[np.ndarray, " K"]:
     """Each row's cluster, of orthonormal eigenvectors (Damle, Minden and Ying, "Simple, direct, and
     efficient multi-way spectral clustering", 2019): C rows that span most volume, by a QR
     factorisation with pivots, stand for the clusters, and a row is of the one that it is most along
     once they are turned to the axes."""
-    left, pivots = vectors, []
+    left, pivots = vectors, list[int]()
     for _ in range(vectors.shape[1]):
-        pivots.append(int(left.square().sum(1).argmax()))
-        unit = left[pivots[-1]] / left[pivots[-1]].norm()
-        left = left - (left @ unit).unsqueeze(1) * unit
-    u, _, v = torch.linalg.svd(vectors[pivots].T)
-    return (vectors @ u @ v).abs().argmax(1)
+        pivots.append(int(np.square(left).sum(1).argmax()))
+        unit = left[pivots[-1]] / np.linalg.norm(left[pivots[-1]])
+        left = left - np.outer(left @ unit, unit)
+    u, _, v = np.linalg.svd(vectors[pivots].T)
+    return np.abs(vectors @ u @ v).argmax(1)
