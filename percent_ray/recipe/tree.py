@@ -114,7 +114,8 @@ class Scorer(Section):
     batch_size: bounds.Batch = 48
     """Images that it scores or encodes in one call."""
     required: bool = True
-    """A group whose required reward fails is dropped and counted; an optional one is left out."""
+    """A group whose required reward fails is dropped and counted; an optional one counts there as
+    its mean over the step's other groups."""
     retries: Annotated[int, Field(ge=0, le=1000)] = 2
     """Calls after the first one that fails or is not finite."""
 
