@@ -101,7 +101,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple["Results", list[str]]:
 
 
 def claim(chosen: "Plan", store: "Store") -> None:
-    """Whatever is in the folder already is of the same evaluation, and whole."""
+    """Whatever is in the folder already is of the same evaluation."""
     from percent_ray.evaluation.store import stamps
 
     evaluation = chosen.evaluation
@@ -113,13 +113,12 @@ def claim(chosen: "Plan", store: "Store") -> None:
             asked = chosen.asked[name]._asdict()
             kept = settings.model_dump(include={"kind", "path", "color_path", "served_model"})
             place.claim_judge(name, {**kept, **asked, "files": stamps(settings.path)})
-        for _ in place.judged(chosen.asked, len(chosen.prompts)):
-            pass  # what is damaged is told before hours of drawing
 
 
 def draw_and_judge(chosen: "Plan", store: "Store") -> list[str]:
     """What is not done yet, under a bar with the time left; a line for each failure."""
     from percent_ray.evaluation.engine import cluster, todo
+    from percent_ray.evaluation.results import judged
 
     works = todo(chosen, store)
     whole = len(chosen.rows) * len(chosen.prompts)
@@ -127,6 +126,9 @@ def draw_and_judge(chosen: "Plan", store: "Store") -> list[str]:
         print(f"{whole - len(works)} of {whole} prompts of rows are done; {len(works)} are left")
     if not works:
         return []
+    for row in chosen.rows:
+        for _ in judged(chosen, store.row(row.name)):
+            pass  # what is damaged is told before hours of drawing
     with cluster(chosen, store) as engine:
         asyncio.run(_run(engine, works, chosen.evaluation.images))
     return [

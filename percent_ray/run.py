@@ -56,12 +56,13 @@ async def _train(
     resuming: bool,
 ) -> None:
     progress, source, run_id, passed = Progress(), None, None, list[str]()
+    prompts_digest = digest(prompts)
     if resuming:
         source, passed = checkpoint.resumable(folder)
         if source is None:
             found = "".join(f"; {line}" for line in passed)
             raise ValueError(f"{folder} has no whole checkpoint to resume; start a new run{found}")
-        state = _resumed(recipe, source, prompts)
+        state = _resumed(recipe, source, prompts=prompts_digest)
         progress = Progress(state.version, state.shape_state, state.oldest)
         run_id = state.mlflow_run_id
         then, now = checkpoint.read_recipe(source), recipe.model_dump(mode="json")
@@ -89,7 +90,7 @@ async def _train(
             tracker.file(folder / RECIPE_FILE, "recipe")
             said = [*passed, *notes(recipe), *_cut(recipe, prompts)]
             terminal.say("\n".join([*roles.loaded, *said]))
-            saves = _Checkpoint(recipe, folder, roles, tracker, prompts=digest(prompts))
+            saves = _Checkpoint(recipe, folder, roles, tracker, prompts=prompts_digest)
             begin = _loops(recipe, roles, prompts, probes, journal, saves)
             progress = await recover.run(
                 begin, progress, roles, recipe=recipe, folder=folder, say=terminal.say
@@ -103,17 +104,13 @@ async def _train(
     terminal.say(journal.summary(checkpoint.latest(folder), said))
 
 
-def _resumed(recipe: Recipe, source: Path, prompts: Sequence[Prompt]) -> checkpoint.DriverState:
+def _resumed(recipe: Recipe, source: Path, *, prompts: str) -> checkpoint.DriverState:
     """Where a checkpoint stands. Raises ValueError for whatever another recipe, other learners or
     other prompts would not go on with exactly."""
     state = checkpoint.read_state(source, recipe)
-    is_local = recipe.runtime.backend == "local"
-    check_stamp(
-        source,
-        stage=None if is_local else recipe.learner.zero_stage,
-        world=1 if is_local else recipe.runtime.learner.workers,
-    )
-    if state.prompts not in ("", digest(prompts)):
+    stage = None if recipe.runtime.backend == "local" else recipe.learner.zero_stage
+    check_stamp(source, stage=stage, world=recipe.learner_ranks)
+    if state.prompts not in ("", prompts):
         raise ValueError(
             f"{locate_prompts(recipe.data.prompts)} is not what the run began with; put that back, "
             "or start a new run"

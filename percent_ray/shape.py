@@ -95,17 +95,19 @@ def describe(recipe: Recipe, groups: Sequence[Group], *, every: bool = False) ->
     """
     values: dict[str, list[float]] = {}
     paid = {name for name in recipe.scored if recipe.scorers[name].weight}
-    whole = [not seen.dropped and paid <= seen.rewards.keys() for _, seen in groups]
+    # Without an optional score it is another sum: counted only where no group has the whole one.
+    counted = [not seen.dropped and paid <= seen.rewards.keys() for _, seen in groups]
+    if not (any(counted) or every):
+        counted = [not seen.dropped for _, seen in groups]
 
     def note(name: str, value: float) -> None:
         values.setdefault(name, []).append(value)
 
-    for (trajectory, perception), has_all in zip(groups, whole, strict=True):
+    for (trajectory, perception), counts in zip(groups, counted, strict=True):
         for name, scores in () if perception.dropped else perception.rewards.items():
             note(f"reward/{name}_mean", float(scores.mean()))
             note(f"reward/{name}_std_in_group", float(scores.std()))
-        # Without an optional score it is another sum: only where no group has the whole one.
-        if has_all or not (any(whole) or every or perception.dropped):
+        if counts:
             scores = {name: torch.tensor(of) for name, of in perception.rewards.items()}
             rewards = _weighted(recipe, scores)
             note("reward/mean", rewards.mean().item())

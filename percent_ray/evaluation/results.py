@@ -8,7 +8,7 @@ from typing import Any
 from percent_ray.evaluation.plan import Plan
 from percent_ray.evaluation.quality import LATENT, Asked, by_prompt
 from percent_ray.evaluation.statistics import ByPrompt, differences, estimates
-from percent_ray.evaluation.store import Store
+from percent_ray.evaluation.store import JudgedPrompts, RowStore, Store
 from percent_ray.evaluation.tables import Measured, Table, failure_tables, main_table, task_tables
 
 FILE = "evaluation.json"
@@ -65,8 +65,7 @@ def collect(plan: Plan, store: Store, *, tell: Callable[[str], None]) -> Results
     for row in plan.rows:
         tell(row.label)
         place, count = store.row(row.name), len(plan.prompts)
-        judged = place.judged({**plan.asked, LATENT: Asked(reports=False, encodes=True)}, count)
-        numbers[row.label] = by_prompt(judged)
+        numbers[row.label] = by_prompt(judged(plan, place))
         for name, asked in plan.asked.items():
             there = [n for n in range(count) if place.has(name, n)]
             if len(there) < count:
@@ -97,6 +96,12 @@ def collect(plan: Plan, store: Store, *, tell: Callable[[str], None]) -> Results
         failures=failure_tables(plan.evaluation, rows),
         missing=tuple(missing),
     )
+
+
+def judged(plan: Plan, place: RowStore) -> JudgedPrompts:
+    """All that is there of a row, latents among it."""
+    latents = Asked(reports=False, encodes=True)
+    return place.judged({**plan.asked, LATENT: latents}, len(plan.prompts))
 
 
 def dump(results: Results) -> str:

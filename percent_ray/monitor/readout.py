@@ -99,7 +99,8 @@ def words(steps: Sequence[Mapping[str, float]]) -> list[str]:
         lines.append(
             f"rounding: in {len(rounded)} of {len(steps)} steps it moved the ratio of up to "
             f"{max(rounded):.1%} of what is learned from out of the clip range before any update "
-            "(ratio/floor); set objective.old_log_prob replayed, or a wider clip range"
+            "(ratio/floor); set objective.old_log_prob replayed (reverse process), model.dtype "
+            "float32 or a wider clip range"
         )
     differ = [m[DIFFER] for m in steps if DIFFER in m]
     if differ and (mean := math.fsum(differ) / len(differ)) < FEW:

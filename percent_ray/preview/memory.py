@@ -62,7 +62,7 @@ def _one_process(rollout: Parts, perception: Parts, learner: Parts) -> Parts:
 def _learning(recipe: Recipe, sizes: Sizes) -> dict[str, int]:
     """Beside the weights: what one rank keeps and what a micro-batch takes."""
     backend, learner = recipe.runtime.backend, recipe.learner
-    ranks = recipe.runtime.learner.workers if backend == "ray" else 1
+    ranks = recipe.learner_ranks
     shared = ranks if backend == "ray" and learner.zero_stage else 1
     master = 0 if sizes.trained_bytes == FLOAT32 * sizes.trained else FLOAT32
     parts = {

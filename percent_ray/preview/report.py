@@ -105,8 +105,7 @@ def _model(recipe: Recipe, found: Sizes) -> list[str]:
 
 def _step(recipe: Recipe, prompts: int) -> list[str]:
     images, groups = recipe.trained_images, recipe.data.groups_per_step
-    updates, learners = recipe.learner.updates, recipe.runtime.learner.workers
-    ranks = learners if recipe.runtime.backend == "ray" else 1
+    updates, ranks = recipe.learner.updates, recipe.learner_ranks
     total = recipe.run.steps * groups
     return [
         f"{groups} groups of {recipe.sampling.group_size} = {images} images; {updates} optimizer "

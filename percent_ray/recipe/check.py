@@ -80,7 +80,7 @@ def _spaces(recipe: "Recipe") -> Iterator[str]:
                     f"{key}: {name!r} is not among scorers ({', '.join(recipe.scorers)}); "
                     "add it there with weight 0"
                 )
-    if getattr(recipe.method, "strength", None) == "auto" and not recipe.monitor.probe_every:
+    if recipe.needs_probes and not recipe.monitor.probe_every:
         yield "method.strength auto measures on probes; set monitor.probe_every above 0"
 
 

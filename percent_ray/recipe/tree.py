@@ -302,6 +302,11 @@ class Recipe(Section):
         return self.data.groups_per_step * self.sampling.group_size
 
     @property
+    def learner_ranks(self) -> int:
+        """Processes that learn together."""
+        return self.runtime.learner.workers if self.runtime.backend == "ray" else 1
+
+    @property
     def groups_in_flight(self) -> int:
         """Of those that are learned from, at most, from being sampled to being published."""
         return self.data.groups_per_step * (self.runtime.max_staleness + 1)
@@ -310,6 +315,11 @@ class Recipe(Section):
     def is_forward(self) -> bool:
         """Whether the forward process is learned from, which has no trajectories."""
         return self.learner.process == "forward"
+
+    @property
+    def needs_probes(self) -> bool:
+        """Whether the method measures on probes."""
+        return getattr(self.method, "strength", None) == "auto"
 
     @property
     def has_kl(self) -> bool:

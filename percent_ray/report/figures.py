@@ -85,12 +85,9 @@ def figure_5(rows: Sequence[Row]) -> Chart | None:
     for space in _spaces(rows, PERCEPTUAL_ENTROPY):
         lines: list[Line] = []
         for row in rows:
-            entropies, rewards = of_law(row, space)
-            if found := law(entropies, rewards):
-                order = np.argsort(-entropies)
+            if found := law(*of_law(row, space)):
                 points = replace(row.look, dashes="")
-                x = np.exp(-entropies[order])
-                lines.append(Line(row.label, x, rewards[order], look=points))
+                lines.append(Line(row.label, found.x, found.rewards, look=points))
                 fit = replace(row.look, marker="", width=1.2)
                 low, high = found.y - found.band, found.y + found.band
                 label = f"{row.label}, fit"

@@ -29,6 +29,8 @@ class Law:
     r2: float
     x: np.ndarray
     """exp(-H) of the probes [n], in order."""
+    rewards: np.ndarray
+    """Those of the probes, there."""
     y: np.ndarray
     """Reward by the fit, there."""
     band: np.ndarray
@@ -70,6 +72,7 @@ def law(entropies: Float[np.ndarray, " n"], rewards: Float[np.ndarray, " n"]) ->
         b_interval=(float(b - of_b), float(b + of_b)),
         r2=r2,
         x=x[order],
+        rewards=r[order],
         y=b - a * x[order],
         band=band,
     )

@@ -42,7 +42,7 @@ def sample_groups(recipe: Recipe) -> Path:
             f"sample {trajectory.span.seconds:.1f} s  perceive {perception.span.seconds:.1f} s"
         )
     measured: list[Group] = []
-    if getattr(recipe.method, "strength", None) == "auto":  # which is found on probes
+    if recipe.needs_probes:
         for number, prompt in enumerate(probes):
             trajectory = sampler.sample(-1 - number, prompt, version=0)
             measured.append((trajectory, perceiver.perceive(trajectory, pictures=False)))
